@@ -1,0 +1,62 @@
+"""What every benchmark writes beside its figures: date, machine, versions, commit."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor, its usable cores and, if torch sees one, the GPU."""
+    import os
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    result: dict[str, Any] = {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
+    if "torch" in sys.modules:
+        import torch
+
+        result["torch"] = str(torch.__version__)
+        result["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        if torch.cuda.is_available():
+            result["gpu"] = torch.cuda.get_device_name()
+    return result
+
+
+def commit() -> str:
+    """Return the commit of the checkout, marked when files differ from it."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        folder = Path(__file__).parent
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_result(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures with their circumstances as JSON and print them."""
+    document = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        **figures,
+    }
+    text = json.dumps(document, indent=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(text)

@@ -1,0 +1,1 @@
+"""Weight-sharing networks: blocks, training, stored weights and inherited evaluation."""

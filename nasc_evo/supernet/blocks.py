@@ -1,0 +1,150 @@
+"""Blocks of a supernet, independent of how batch norm gets its statistics.
+
+A block runs its convolutions through a *unit*, a function `unit(x, conv) -> y` for convolution,
+batch norm and activation. Three units serve training, calibration and evaluation, so that one
+description of a block serves all three:
+
+- :func:`batch_norm_unit` normalises by the statistics of the batch (training);
+- :class:`Calibration` does the same and keeps each convolution with its norm folded in;
+- :class:`Folded` replays those folded convolutions on other images.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORM_EPS = 1e-5
+
+
+class ConvNorm(NamedTuple):
+    """A convolution without bias and the batch norm after it.
+
+    Attributes:
+        weight: `[C_out, C_in / groups, k, k]`.
+        gamma: Scale of the norm, `[C_out]`.
+        beta: Shift of the norm, `[C_out]`.
+        stride: Step of the convolution.
+        groups: Groups of the convolution.
+        relu: Whether a ReLU follows.
+    """
+
+    weight: Tensor
+    gamma: Tensor
+    beta: Tensor
+    stride: int = 1
+    groups: int = 1
+    relu: bool = True
+
+
+Unit = Callable[[Tensor, ConvNorm], Tensor]
+
+
+class Block(Protocol):
+    """One block of a candidate network."""
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the block on `x` `[N, C, H, W]`."""
+
+
+def convolve(x: Tensor, conv: ConvNorm) -> Tensor:
+    """Convolve with 'same' padding for odd kernels; weights take the type of `x`."""
+    padding = conv.weight.shape[-1] // 2
+    weight = conv.weight.to(x.dtype)
+    return F.conv2d(x, weight, None, conv.stride, padding, 1, conv.groups)
+
+
+def batch_norm_unit(x: Tensor, conv: ConvNorm) -> Tensor:
+    """Convolution, norm by the batch's own statistics, activation; keeps the gradient."""
+    y = F.batch_norm(
+        convolve(x, conv), None, None, conv.gamma, conv.beta, training=True, eps=NORM_EPS
+    )
+    return F.relu(y) if conv.relu else y
+
+
+class FoldedConv(NamedTuple):
+    """A convolution with its batch norm folded into weight and bias."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: int
+    groups: int
+    relu: bool
+
+
+class Calibration:
+    """A unit that normalises by the batch and records every convolution with its norm folded.
+
+    Run a network once on calibration images; :meth:`folded` then evaluates the same network on
+    any images with those statistics.
+    """
+
+    def __init__(self) -> None:
+        self.convs: list[FoldedConv] = []
+
+    def __call__(self, x: Tensor, conv: ConvNorm) -> Tensor:
+        """Convolve, normalise by the batch, record, activate."""
+        y, mean, invstd = torch.native_batch_norm(
+            convolve(x, conv), conv.gamma, conv.beta, None, None, True, 0.0, NORM_EPS
+        )
+        scale = conv.gamma * invstd
+        self.convs.append(
+            FoldedConv(
+                weight=(conv.weight * scale[:, None, None, None]).to(x.dtype),
+                bias=(conv.beta - mean * scale).to(x.dtype),
+                stride=conv.stride,
+                groups=conv.groups,
+                relu=conv.relu,
+            )
+        )
+        return y.relu_() if conv.relu else y
+
+    def folded(self) -> "Folded":
+        """Return a unit that replays the recorded convolutions once, in order."""
+        return Folded(self.convs)
+
+
+class Folded:
+    """A unit that replays recorded convolutions in the order in which they were recorded."""
+
+    def __init__(self, convs: list[FoldedConv]) -> None:
+        self._convs = iter(convs)
+
+    def __call__(self, x: Tensor, conv: ConvNorm) -> Tensor:
+        """Run the next recorded convolution; `conv` is the one it was recorded from."""
+        folded = next(self._convs)
+        padding = folded.weight.shape[-1] // 2
+        y = F.conv2d(x, folded.weight, folded.bias, folded.stride, padding, 1, folded.groups)
+        return y.relu_() if folded.relu else y
+
+
+@dataclass(frozen=True)
+class ConvBlock:
+    """Convolutions in a row, with the input added to the output where `residual`."""
+
+    convs: tuple[ConvNorm, ...]
+    residual: bool = False
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the block."""
+        y = x
+        for conv in self.convs:
+            y = unit(y, conv)
+        return y + x if self.residual else y
+
+
+@dataclass(frozen=True)
+class HeadBlock:
+    """A convolution, global average pooling and the classifier; returns logits `[N, classes]`."""
+
+    conv: ConvNorm
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the head; pooling and classifier work in float32."""
+        features = unit(x, self.conv).mean(dim=(2, 3), dtype=torch.float32)
+        return F.linear(features, self.weight.float(), self.bias.float())

@@ -1,0 +1,196 @@
+"""Supernets: one set of weights holding every architecture of a space.
+
+The FBNet supernet is *entangled*: each layer has one expansion-6, kernel-5 set of weights. A
+smaller expansion takes its first channels, a smaller kernel its centre, and a grouped operation
+its diagonal blocks; every operation has batch-norm scales and shifts of its own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nasc_evo.space.architecture import ArchitectureSpace
+from nasc_evo.space.fbnet import OPS, STEM_CHANNELS, FBNetSpace, LayerGeometry, conv_op
+from nasc_evo.supernet.blocks import Block, ConvBlock, ConvNorm, HeadBlock, Unit
+from nasc_evo.supernet.transmission import transmit
+
+MAX_EXPANSION = 6
+MAX_KERNEL = 5
+
+
+class Norm(nn.Module):
+    """Scale and shift of a batch norm; statistics belong to a path and are not kept here."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+
+def _conv_weight(
+    channels_out: int, channels_in: int, kernel: int, generator: torch.Generator
+) -> nn.Parameter:
+    """He initialisation for the fan-out of a (depthwise where channels_in is 1) convolution."""
+    fan_out = kernel**2 * (1 if channels_in == 1 else channels_out)
+    weight = torch.randn(channels_out, channels_in, kernel, kernel, generator=generator)
+    return nn.Parameter(weight * (2.0 / fan_out) ** 0.5)
+
+
+class Supernet(nn.Module, ABC):
+    """A weight-sharing network over the architectures of `space`.
+
+    Args:
+        space: The space of networks; its number of classes sets the classifier.
+    """
+
+    def __init__(self, space: ArchitectureSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    @abstractmethod
+    def blocks(self, ops: Sequence[int]) -> list[Block]:
+        """Return the blocks of one architecture; their tensors are views or slices of the weights.
+
+        Args:
+            ops: Genes of the architecture, `[n_genes]`.
+        """
+
+    @abstractmethod
+    def largest(self) -> tuple[int, ...]:
+        """Return the architecture with the most weights."""
+
+    def forward(
+        self,
+        x: Tensor,
+        ops: Sequence[int],
+        unit: Unit,
+        transmissions: Sequence[tuple[int, Tensor, int]] = (),
+    ) -> Tensor:
+        """Return the logits `[N, classes]` of one architecture.
+
+        Args:
+            x: Normalised images `[N, 3, H, W]`.
+            ops: Genes of the architecture.
+            unit: How convolutions are normalised, see :mod:`nasc_evo.supernet.blocks`.
+            transmissions: `(cut, kept channels, bits)` of each link where a tensor is sent.
+        """
+        blocks = self.blocks(ops)
+        for index, block in enumerate(blocks):
+            for cut, kept, bits in transmissions:
+                if cut == index:
+                    x = transmit(x, kept, bits)
+            x = block(x, unit)
+        return x
+
+
+class FBNetLayer(nn.Module):
+    """The entangled weights of one of the 22 layers."""
+
+    def __init__(self, geometry: LayerGeometry, generator: torch.Generator) -> None:
+        super().__init__()
+        self.geometry = geometry
+        c_in, c_out = geometry.channels_in, geometry.channels_out
+        hidden = MAX_EXPANSION * c_in
+        self.expand = _conv_weight(hidden, c_in, 1, generator)
+        self.depthwise = _conv_weight(hidden, 1, MAX_KERNEL, generator)
+        self.project = _conv_weight(c_out, hidden, 1, generator)
+        self.norms = nn.ModuleDict()
+        for name in OPS:
+            if name != "skip":
+                width = conv_op(name).expansion * c_in
+                self.norms[name] = nn.ModuleList([Norm(width), Norm(width), Norm(c_out)])
+        if not geometry.identity:
+            self.shortcut = _conv_weight(c_out, c_in, 1, generator)
+            self.norms["skip"] = nn.ModuleList([Norm(c_out)])
+
+    def block(self, name: str) -> ConvBlock:
+        """Return the block of operation `name`.
+
+        A grouped pointwise convolution is run as a dense one with zeros off its diagonal blocks,
+        and the channel shuffle after it as a permutation of its outputs: same values, and faster
+        than grouped convolutions are.
+        """
+        g = self.geometry
+        if name == "skip":
+            if g.identity:
+                return ConvBlock(())
+            (norm,) = self.norms["skip"]
+            return ConvBlock((ConvNorm(self.shortcut, norm.gamma, norm.beta, stride=g.stride),))
+        op = conv_op(name)
+        hidden = op.expansion * g.channels_in
+        margin = (MAX_KERNEL - op.kernel) // 2
+        centre = slice(margin, MAX_KERNEL - margin)
+        expand = self.expand[:hidden]
+        depthwise = self.depthwise[:hidden, :, centre, centre]
+        project = self.project[:, :hidden]
+        if op.groups > 1:
+            expand = expand * _diagonal_blocks(hidden, g.channels_in, op.groups, expand)
+            project = project * _diagonal_blocks(g.channels_out, hidden, op.groups, project)
+            shuffled = torch.arange(hidden, device=expand.device).view(op.groups, -1).T.flatten()
+            expand = expand[shuffled]
+        first, second, third = self.norms[name]
+        return ConvBlock(
+            (
+                ConvNorm(expand, first.gamma, first.beta),
+                ConvNorm(depthwise, second.gamma, second.beta, stride=g.stride, groups=hidden),
+                ConvNorm(project, third.gamma, third.beta, relu=False),
+            ),
+            residual=g.identity,
+        )
+
+
+def _diagonal_blocks(rows: int, columns: int, groups: int, like: Tensor) -> Tensor:
+    """Return `[rows, columns, 1, 1]`, one on the diagonal blocks of a grouped convolution."""
+    row_group = torch.arange(rows, device=like.device) // (rows // groups)
+    column_group = torch.arange(columns, device=like.device) // (columns // groups)
+    return (row_group[:, None] == column_group).to(like.dtype)[:, :, None, None]
+
+
+class FBNetSupernet(Supernet):
+    """The entangled FBNet supernet, 4.0 M parameters at 32x32.
+
+    Args:
+        space: The FBNet space.
+        generator: Source of the initial weights; a fixed one where weights are loaded anyway.
+    """
+
+    def __init__(self, space: FBNetSpace, generator: torch.Generator | None = None) -> None:
+        super().__init__(space)
+        generator = generator or torch.Generator().manual_seed(0)
+        self.stem_stride = space.stem_stride
+        self.stem = _conv_weight(STEM_CHANNELS, 3, 3, generator)
+        self.stem_norm = Norm(STEM_CHANNELS)
+        self.layers = nn.ModuleList(FBNetLayer(g, generator) for g in space.layers)
+        self.head = _conv_weight(space.head_channels, space.layers[-1].channels_out, 1, generator)
+        self.head_norm = Norm(space.head_channels)
+        self.classifier_weight = nn.Parameter(
+            torch.randn(space.n_classes, space.head_channels, generator=generator) * 0.01
+        )
+        self.classifier_bias = nn.Parameter(torch.zeros(space.n_classes))
+
+    def blocks(self, ops: Sequence[int]) -> list[Block]:
+        """Return stem, 22 layers and head of one architecture."""
+        stem = ConvNorm(
+            self.stem, self.stem_norm.gamma, self.stem_norm.beta, stride=self.stem_stride
+        )
+        head = ConvNorm(self.head, self.head_norm.gamma, self.head_norm.beta)
+        layers = (layer.block(OPS[op]) for layer, op in zip(self.layers, ops, strict=True))
+        return [
+            ConvBlock((stem,)),
+            *layers,
+            HeadBlock(head, self.classifier_weight, self.classifier_bias),
+        ]
+
+    def largest(self) -> tuple[int, ...]:
+        """Return the architecture of k5_e6 everywhere."""
+        return (OPS.index("k5_e6"),) * self.space.n_genes
+
+
+SUPERNETS: dict[str, type[FBNetSupernet]] = {"fbnet": FBNetSupernet}
+
+
+def build_supernet(space: ArchitectureSpace, generator: torch.Generator | None = None) -> Supernet:
+    """Return a supernet with fresh weights for a space of architectures."""
+    return SUPERNETS[space.name](space, generator)  # type: ignore[arg-type]

@@ -1,0 +1,468 @@
+"""Training of supernets: sandwich rule, in-place distillation, transmission in the loop.
+
+Each step trains the largest network on the labels and random networks on its soft answers. Random
+networks are drawn *fairly* (every operation of a layer equally often) and half of them send their
+tensor through a random cut, mask and quantiser, so that what a search asks for is in
+distribution. Every random choice is a function of (seed, step), hence training resumed from a
+checkpoint goes on exactly as if it had never stopped.
+"""
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nasc_evo import __version__
+from nasc_evo.data.images import ImageDataset
+from nasc_evo.errors import UserError, one_line
+from nasc_evo.space.architecture import ArchitectureSpace
+from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
+from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
+from nasc_evo.supernet.model import Supernet, build_supernet
+from nasc_evo.supernet.weights import save_supernet
+
+Path_ = tuple[int, ...]
+Transmission = tuple[int, Tensor, int]
+
+MASK_GROUPS = 8
+KEPT_GROUPS = (1, 2, 3, 4, 6, 8)
+TRANSMIT_BITS = (4, 6, 8, 32)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        learning_rate: Peak of the schedule (linear warm-up, then cosine to 0).
+        warmup: Fraction of the steps spent on warm-up.
+        momentum: Nesterov momentum of SGD.
+        weight_decay: Of convolutions and classifier, not of norms and biases.
+        label_smoothing: For the largest network.
+        random_paths: Random networks a step.
+        transmission: Share of random networks that send through a cut.
+        gradient_clip: Largest norm of the gradient.
+        ema: Decay of the averaged weights, which are the result.
+        crop_padding: Pixels of the random shift.
+        cutout: Side of the square that is blanked, in pixels at 32x32.
+        validate_every: Epochs between validations.
+        validation_paths: Random networks a validation scores, beside the largest.
+        validation_images: Images of the search split a validation uses.
+        seed: Of everything.
+        dtype: `"auto"` (bfloat16 on a GPU, float32 on a CPU), `"float32"` or `"bfloat16"`.
+        processor: `"auto"`, `"cpu"` or `"cuda"`.
+        threads: Threads of torch on a CPU.
+    """
+
+    epochs: int = 60
+    batch_size: int = 1024
+    learning_rate: float = 0.4
+    warmup: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-5
+    label_smoothing: float = 0.1
+    random_paths: int = 2
+    transmission: float = 0.5
+    gradient_clip: float = 5.0
+    ema: float = 0.998
+    crop_padding: int = 2
+    cutout: int = 8
+    validate_every: int = 5
+    validation_paths: int = 16
+    validation_images: int = 1000
+    seed: int = 0
+    dtype: str = "auto"
+    processor: str = "auto"
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "learning_rate", "validate_every", "validation_images")
+        for name in (*positive, "validation_paths", "threads", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
+        for name in ("warmup", "momentum", "label_smoothing", "transmission", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"training.{name} must be in 0..1, got {getattr(self, name)}.")
+        for name in ("random_paths", "weight_decay", "crop_padding", "cutout", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"training.{name} must not be negative, got {getattr(self, name)}.")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(
+                f"training.dtype must be auto, float32 or bfloat16, got '{self.dtype}'."
+            )
+        if self.processor not in ("auto", "cpu", "cuda"):
+            raise UserError(f"training.processor must be auto, cpu or cuda, got '{self.processor}'.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a trainer tells after each step."""
+
+    step: int
+    steps: int
+    loss: float | None
+    images_per_second: float
+    validation: dict[str, float] | None
+
+
+class Trainer:
+    """Trains the supernet of a space on a data set.
+
+    Args:
+        space: Space of architectures.
+        dataset: Training images.
+        config: The recipe.
+        folder: Where checkpoint, log and weights go; training goes on from a checkpoint there.
+
+    Raises:
+        UserError: If the checkpoint belongs to another recipe or is damaged.
+    """
+
+    def __init__(
+        self,
+        space: ArchitectureSpace,
+        dataset: ImageDataset,
+        config: TrainingConfig,
+        folder: Path,
+    ) -> None:
+        self.space, self.dataset, self.config, self.folder = space, dataset, config, folder
+        processor = config.processor
+        if processor == "auto":
+            processor = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(processor)
+        dtype = config.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if processor == "cuda" else "float32"
+        self.dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+        torch.set_num_threads(config.threads)
+        train = dataset.split("train")
+        if config.batch_size > len(train):
+            raise UserError(
+                f"training.batch_size={config.batch_size} is more than the {len(train)} training "
+                f"images of {dataset.name}."
+            )
+        self.train_sha256 = dataset.digest(train)
+        self.x = to_uint8(train.x, self.device)
+        self.y = torch.from_numpy(train.y).to(self.device)
+        self.supernet = build_supernet(space, torch.Generator().manual_seed(config.seed))
+        self.supernet.to(self.device)
+        self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
+        self.optimizer = self._optimizer()
+        self.steps_per_epoch = len(train) // config.batch_size
+        self.steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.best: dict[str, Any] = {"median": -1.0}
+        self.checkpoint = folder / "checkpoint.pt"
+        self._log_file = folder / "log.csv"
+        if self.checkpoint.exists():
+            self._load()
+
+    def _optimizer(self) -> torch.optim.SGD:
+        decayed = [p for p in self.supernet.parameters() if p.ndim > 1]
+        free = [p for p in self.supernet.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.config.momentum, nesterov=True)
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, *stream])
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        warmup = max(1, round(self.config.warmup * self.steps))
+        if step < warmup:
+            return self.config.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def fair_path(self, index: int) -> Path_:
+        """Return random path `index`; each run of as many paths as there are ops uses each once."""
+        choices = [len(ops) for ops in self.space.gene_ops]
+        turn, place = divmod(index, max(choices))
+        rng = self._rng(1, turn)
+        columns = [rng.permutation(max(choices)) % n for n in choices]
+        return tuple(int(column[place]) for column in columns)
+
+    def random_transmission(self, rng: np.random.Generator) -> list[Transmission]:
+        """Return a random cut with a group-aligned mask and bits: leading or random groups."""
+        cut = int(rng.integers(1, self.space.n_blocks))
+        kept = int(rng.choice(KEPT_GROUPS))
+        groups = np.arange(MASK_GROUPS) if rng.random() < 0.5 else rng.permutation(MASK_GROUPS)
+        mask = np.zeros(MASK_GROUPS, dtype=bool)
+        mask[groups[:kept]] = True
+        channels = np.repeat(mask, self.space.cut_shapes[cut][0] // MASK_GROUPS)
+        tensor = torch.from_numpy(channels).to(self.device)
+        return [(cut, tensor, int(rng.choice(TRANSMIT_BITS)))]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the augmented images and the labels of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size = self.config.batch_size
+        order = self._rng(2, epoch).permutation(len(self.y))[place * size : (place + 1) * size]
+        index = torch.from_numpy(order).to(self.device)
+        images = pad_and_resize(self.x[index], self.dataset)
+        images = self._augment(images, self._rng(3, step))
+        return normalize(images, self.dataset, self.dtype), self.y[index]
+
+    def _augment(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        """Shift, flip and blank a square, each image its own way."""
+        n, _, height, width = images.shape
+        scale = height // 32
+        shift = self.config.crop_padding * scale
+        side = self.config.cutout * scale
+
+        def draw(high: int) -> Tensor:
+            return torch.from_numpy(rng.integers(0, high, n)).to(self.device)
+
+        dy, dx = draw(2 * shift + 1), draw(2 * shift + 1)
+        flip = draw(2).bool()
+        top, left = draw(height) - side // 2, draw(width) - side // 2
+        rows = torch.arange(height, device=self.device)
+        columns = torch.arange(width, device=self.device)
+        source = torch.where(flip[:, None], width - 1 - columns, columns)
+        y_index = (rows + dy[:, None])[:, None, :, None]
+        x_index = (source + dx[:, None])[:, None, None, :]
+        padded = F.pad(images, (shift,) * 4)
+        channel = torch.arange(images.shape[1], device=self.device)[None, :, None, None]
+        sample = torch.arange(n, device=self.device)[:, None, None, None]
+        images = padded[sample, channel, y_index, x_index]
+        in_rows = (rows >= top[:, None]) & (rows < (top + side)[:, None])
+        in_columns = (columns >= left[:, None]) & (columns < (left + side)[:, None])
+        return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+
+    def train_step(self) -> Tensor:
+        """Do one step; return the loss of the largest network."""
+        config, step = self.config, self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        x, y = self.batch(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.supernet(x, self.supernet.largest(), batch_norm_unit)
+        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        loss.backward()
+        teacher = logits.detach().softmax(dim=1)
+        rng = self._rng(4, step)
+        for i in range(config.random_paths):
+            ops = self.fair_path(step * config.random_paths + i)
+            sends = rng.random() < config.transmission
+            transmissions = self.random_transmission(rng) if sends else []
+            student = self.supernet(x, ops, batch_norm_unit, transmissions)
+            F.cross_entropy(student, teacher).backward()
+        torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))
+        parameters = [p.detach() for p in self.supernet.parameters()]
+        torch._foreach_lerp_(self.averaged, parameters, 1 - decay)
+        self.step += 1
+        return loss.detach()
+
+    def run(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        max_seconds: float | None = None,
+        checkpoint_seconds: float = 120.0,
+    ) -> Path | None:
+        """Train to the end, or until `max_seconds` have passed.
+
+        Args:
+            report: Called after every step.
+            max_seconds: Stop with a checkpoint after this time.
+            checkpoint_seconds: Seconds between checkpoints.
+
+        Returns:
+            The weight file, or None if time ran out first.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        start = saved = time.monotonic()
+        first_step = self.step
+        paths = 1 + self.config.random_paths
+        loss_shown = None
+        try:
+            while self.step < self.steps:
+                loss = self.train_step()
+                validation = None
+                if self.step % 10 == 0 or self.step == self.steps:
+                    loss_shown = float(loss)
+                    if not math.isfinite(loss_shown):
+                        raise UserError(
+                            f"The training loss is not finite at step {self.step}; lower "
+                            "training.learning_rate."
+                        )
+                now = time.monotonic()
+                rate = (self.step - first_step) * self.config.batch_size * paths / (now - start)
+                period = self.config.validate_every * self.steps_per_epoch
+                if self.step % period == 0 or self.step == self.steps:
+                    validation = self._validate_and_keep(loss_shown, rate)
+                report(Progress(self.step, self.steps, loss_shown, rate, validation))
+                if now - saved > checkpoint_seconds:
+                    self.save()
+                    saved = now
+                if max_seconds is not None and now - start > max_seconds:
+                    break
+        finally:
+            self.save()
+        return self.finish() if self.step >= self.steps else None
+
+    def averaged_supernet(self, weights: list[Tensor] | None = None) -> Supernet:
+        """Return a supernet with the averaged (or the given) weights."""
+        supernet = build_supernet(self.space).to(self.device)
+        with torch.no_grad():
+            for p, value in zip(supernet.parameters(), weights or self.averaged, strict=True):
+                p.copy_(value)
+        return supernet.eval().requires_grad_(False)
+
+    def _validate_and_keep(self, loss: float | None, rate: float) -> dict[str, float]:
+        validation = self.validate(self.averaged_supernet())
+        if validation["median"] >= self.best["median"]:
+            weights = [p.cpu().clone() for p in self.averaged]
+            self.best = {**validation, "step": self.step, "weights": weights}
+        row = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 3),
+            "learning_rate": self.learning_rate(self.step - 1),
+            "loss_largest": loss,
+            **validation,
+            "images_per_second": round(rate, 1),
+        }
+        new = not self._log_file.exists()
+        with open(self._log_file, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        return validation
+
+    @torch.inference_mode()
+    def validate(self, supernet: Supernet) -> dict[str, float]:
+        """Return accuracies on search images: the largest, and min/median of random networks."""
+        images = self.dataset.split("search").first(self.config.validation_images)
+        x = to_input(images.x, self.dataset, self.device, self.dtype)
+        y = torch.from_numpy(images.y).to(self.device)
+        calibration_images = self.dataset.split("calibration").first(256)
+        calibration_x = to_input(calibration_images.x, self.dataset, self.device, self.dtype)
+        rng = self._rng(5)
+        sizes = [len(ops) for ops in self.space.gene_ops]
+        paths = [supernet.largest()]
+        paths += [tuple(rng.integers(0, sizes)) for _ in range(self.config.validation_paths)]
+        accuracies = []
+        for ops in paths:
+            calibration = Calibration()
+            supernet(calibration_x, ops, calibration)
+            correct = 0
+            for part, labels in zip(x.split(250), y.split(250), strict=True):
+                predicted = supernet(part, ops, calibration.folded()).argmax(dim=1)
+                correct += int((predicted == labels).sum())
+            accuracies.append(correct / len(y))
+        return {
+            "largest": accuracies[0],
+            "median": float(np.median(accuracies[1:])),
+            "lowest": min(accuracies[1:]),
+        }
+
+    def channel_importance(
+        self, supernet: Supernet, n_paths: int = 8
+    ) -> dict[int, NDArray[np.float64]]:
+        """Return a score a channel at each inner cut: larger means worse to leave out.
+
+        The score is the first-order estimate of the change of the loss when the channel is set to
+        zero, `|mean over images of sum(activation x gradient)|` (Molchanov et al., ICLR 2017),
+        summed over random networks.
+        """
+        images = self.dataset.split("calibration")
+        x = to_input(images.x, self.dataset, self.device, self.dtype)
+        y = torch.from_numpy(images.y).to(self.device)
+        rng = self._rng(6)
+        sizes = [len(ops) for ops in self.space.gene_ops]
+        scores = {
+            cut: np.zeros(self.space.cut_shapes[cut][0]) for cut in range(1, self.space.n_blocks)
+        }
+        for _ in range(n_paths):
+            activations = []
+            value = x
+            for index, block in enumerate(supernet.blocks(tuple(rng.integers(0, sizes)))):
+                if index > 0:
+                    value = value.detach().requires_grad_(True) if index == 1 else value
+                    value.retain_grad()
+                    activations.append(value)
+                value = block(value, batch_norm_unit)
+            F.cross_entropy(value, y).backward()
+            for cut, activation in enumerate(activations, start=1):
+                assert activation.grad is not None
+                change = (activation.float() * activation.grad.float()).sum(dim=(2, 3))
+                scores[cut] += change.abs().mean(dim=0).double().detach().cpu().numpy()
+        return scores
+
+    def finish(self) -> Path:
+        """Write the best averaged weights with importance and manifest; return the weight file."""
+        weights = [p.to(self.device) for p in self.best["weights"]]
+        supernet = self.averaged_supernet(weights)
+        validation = {key: self.best[key] for key in ("largest", "median", "lowest", "step")}
+        details = {
+            "recipe": asdict(self.config),
+            "steps": self.steps,
+            "train_sha256": self.train_sha256,
+            "validation": {"split": "search", "images": self.config.validation_images, **validation},
+            "versions": {"nasc_evo": __version__, "torch": str(torch.__version__)},
+        }
+        importance = self.channel_importance(supernet)
+        return save_supernet(supernet, self.dataset, self.folder, importance, details)
+
+    def _identity(self) -> str:
+        """Return what must be equal for a checkpoint to go on here."""
+        identity = {
+            "space": self.space.name,
+            "geometry": self.space.geometry,
+            "dataset": self.dataset.name,
+            "train_sha256": self.train_sha256,
+            "recipe": asdict(self.config) | {"processor": "", "threads": 0},
+        }
+        return json.dumps(identity, sort_keys=True)
+
+    def save(self) -> None:
+        """Write the checkpoint; a crash while writing leaves the earlier one."""
+        state = {
+            "identity": self._identity(),
+            "step": self.step,
+            "model": self.supernet.state_dict(),
+            "averaged": self.averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _load(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            identity = state["identity"]
+            if identity == self._identity():
+                self.supernet.load_state_dict(state["model"])
+                self.averaged = [value.to(self.device) for value in state["averaged"]]
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.best = state["step"], state["best"]
+                return
+        except Exception as error:  # torch.load has no common type for damaged files
+            raise UserError(
+                f"The checkpoint {self.checkpoint} is damaged ({one_line(error)[:200]}); delete it "
+                "to train from the beginning."
+            ) from error
+        raise UserError(
+            f"The checkpoint {self.checkpoint} belongs to another space, data set or recipe; "
+            "train in another folder, or with the options it was begun with."
+        )

@@ -1,0 +1,55 @@
+"""What a tensor goes through at the cut: channel mask and quantiser.
+
+Training and evaluation use this one function, so that what a search asks for is exactly what the
+supernet has seen.
+"""
+
+import torch
+from torch import Tensor
+
+
+def quantize(x: Tensor, bits: int) -> Tensor:
+    """Return `x` after the uniform quantiser, as the receiving side reconstructs it.
+
+    Each channel of each image is quantised between its minimum and maximum, which are sent as two
+    fp16 numbers. 16 bits send half-precision values and 32 bits the values themselves.
+
+    Args:
+        x: Tensor at the cut, `[N, C, H, W]`.
+        bits: Width of a value on the link.
+
+    Returns:
+        The reconstruction, of the shape and type of `x`; gradients pass straight through.
+    """
+    if bits >= 32:
+        return x
+    with torch.no_grad():
+        values = x.detach().float()
+        if bits == 16:
+            sent = values.half().float()
+        else:
+            low = values.amin(dim=(2, 3), keepdim=True).half().float()
+            high = values.amax(dim=(2, 3), keepdim=True).half().float()
+            levels = 2**bits - 1
+            step = (high - low) / levels
+            codes = ((values - low) / step.clamp_min(1e-12)).round_().clamp_(0, levels)
+            sent = low + codes * step
+        sent = sent.to(x.dtype)
+    return x + (sent - x).detach() if x.requires_grad else sent
+
+
+def transmit(x: Tensor, kept: Tensor, bits: int) -> Tensor:
+    """Return what the tail sees of the tensor at the cut: quantised, unsent channels zero.
+
+    Args:
+        x: Tensor at the cut, `[N, C, H, W]`.
+        kept: Which channels are sent, booleans `[C]`.
+        bits: Width of a value on the link.
+    """
+    return quantize(x, bits) * kept.to(x.dtype)[:, None, None]
+
+
+def channel_mask(mask: str, channels: int) -> Tensor:
+    """Return booleans `[channels]` of a mask string with one character a channel group."""
+    groups = torch.tensor([character == "1" for character in mask])
+    return groups.repeat_interleave(channels // len(mask))
