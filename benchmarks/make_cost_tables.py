@@ -233,7 +233,7 @@ def base_header(name: str, description: str, geometry: int, date: str) -> dict[s
     """Return the header keys common to all tables, in order, `source` to `method` still empty.
 
     Args:
-        name: Name of the table, also the file name without suffix.
+        name: Name of the machine.
         description: One line on the machine.
         geometry: Input size, 32 or 224.
         date: Day the table was made.
@@ -343,7 +343,7 @@ def official_table(costs: LayerCosts, geometry: int, device: str, date: str) -> 
         The table, its figures unchanged.
     """
     dataset = GEOMETRIES[geometry]
-    header = base_header(f"fbnet_{geometry}_{device}", DEVICES[device], geometry, date)
+    header = base_header(device, DEVICES[device], geometry, date)
     header["source"] = f"{HWNAS_PAPER}, FBNet look-up table, data set {dataset}"
     header["licence"] = "MIT (HW-NAS-Bench)"
     header["method"] = (
@@ -574,7 +574,7 @@ def server_table(
     slow = f"; its networks take {median:.1f} ms in the median, longer than on a Raspberry Pi 4"
     description = f"{machine}, fitted to whole-network latencies"
     header = base_header(
-        f"fbnet_32_{server}", description + (slow if median > raspi4 else ""), 32, date
+        server, description + (slow if median > raspi4 else ""), 32, date
     )
     header["source"] = (
         f"{HELP_PAPER}, data/fbnet/latency/{column}.pt; identity of the skips and proportions of "
@@ -726,7 +726,7 @@ def main(argv: list[str] | None = None) -> None:
             tables.append(server_table(costs, archs, y, server, args.date))
     args.out.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        path = args.out / f"{table.header['name']}.csv"
+        path = args.out / f"fbnet_{table.header['geometry']}_{table.header['name']}.csv"
         path.write_text(render(table), encoding="utf-8", newline="\n")
         print(path)
 

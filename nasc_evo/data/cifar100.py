@@ -35,6 +35,7 @@ class Cifar100(HeldOutDataset):
     class_names = tuple(f"class_{i}" for i in range(100))
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
+    image_bytes = 3 * 32 * 32
     n_search = 5000
 
     @cached_property

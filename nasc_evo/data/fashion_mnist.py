@@ -68,6 +68,7 @@ class FashionMnist(HeldOutDataset):
     mean = (0.2190, 0.2190, 0.2190)
     std = (0.3318, 0.3318, 0.3318)
     padding = 2
+    image_bytes = 28 * 28
     n_search = EMBEDDED_IMAGES["search"]
 
     def _split(self, name: str) -> Images:

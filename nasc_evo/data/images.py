@@ -53,6 +53,7 @@ class ImageDataset(ABC):
         mean: Mean of the training pixels in 0..1 after padding, a channel.
         std: Their standard deviation.
         padding: Zero pixels added on each side before anything else.
+        image_bytes: Size of one stored uint8 image, which raw offload sends.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ImageDataset(ABC):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     padding: int = 0
+    image_bytes: int
 
     def __init__(self, geometry: int = 32) -> None:
         if geometry not in (32, 224):

@@ -6,12 +6,10 @@ split; they are folded into its convolutions, and the folded network - the one t
 deployed - is scored. The result depends on weights, images, phenotype and *numerics* alone.
 """
 
-import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,61 +21,11 @@ from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import Calibration, Unit
 from nasc_evo.supernet.inputs import to_input
 from nasc_evo.supernet.model import Supernet
+from nasc_evo.supernet.score import Score
 from nasc_evo.supernet.transmission import channel_mask
 from nasc_evo.supernet.weights import file_sha256, find_weights, load_supernet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many of the images were classified correctly; `message` says why there is no score.
-
-    Attributes:
-        correct: Number of correct images, None if the evaluation failed.
-        images: Number of images scored.
-        message: Empty, or the reason of the failure.
-    """
-
-    correct: int | None
-    images: int
-    message: str = ""
-
-    @property
-    def error(self) -> float:
-        """Fraction of images classified wrongly; NaN if the evaluation failed."""
-        return math.nan if self.correct is None else 1 - self.correct / self.images
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of :attr:`error` as the mean of independent images."""
-        return math.sqrt(self.error * (1 - self.error) / self.images)
-
-
-class Evaluator(Protocol):
-    """What scores candidates for a problem.
-
-    An evaluator is a pure function of the design, the split and the number of images; it never
-    raises for a single bad candidate but yields a :class:`Score` with a message.
-    """
-
-    def evaluate(
-        self, designs: Sequence[Design], split: str = "search", images: int | None = None
-    ) -> Iterator[tuple[int, Score]]:
-        """Yield `(index into designs, score)` as scores become known, each index once.
-
-        Args:
-            designs: Candidates.
-            split: `"search"` or `"test"`.
-            images: How many of the split's first images; None takes the evaluator's default for
-                `"search"` and all for `"test"`.
-        """
-
-    def split_size(self, split: str) -> int:
-        """Return the number of images of a split."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return what fixes the numbers: weights, images and numerics."""
 
 
 def has_native_bfloat16() -> bool:
@@ -213,7 +161,8 @@ class SupernetEvaluator:
     def evaluate(
         self, designs: Sequence[Design], split: str = "search", images: int | None = None
     ) -> Iterator[tuple[int, Score]]:
-        """Yield `(index, score)` of each design in turn; see :class:`Evaluator`."""
+        """Yield `(index, score)` of each design in turn; see
+        :class:`nasc_evo.supernet.score.Evaluator`."""
         if images is None:
             images = self.images if split == "search" else self.split_size(split)
         torch.set_num_threads(self.threads)

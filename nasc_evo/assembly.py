@@ -1,0 +1,118 @@
+"""From names, mappings and files to the parts of a problem.
+
+Problem classes accept what a user would type; these functions turn it into objects. torch is
+imported only when an evaluator is made.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nasc_evo.config import load_group_option
+from nasc_evo.cost import Chain, CostTable, Link, Node
+from nasc_evo.cost.chain import DEVICE, SERVER
+from nasc_evo.data import ImageDataset, get_dataset
+from nasc_evo.errors import UserError
+from nasc_evo.space import ArchitectureSpace
+from nasc_evo.supernet.score import Evaluator
+from nasc_evo.supernet.weights import find_weights, load_importance, read_manifest
+
+
+def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDataset:
+    """Return a data set given by name, by `{name, geometry}` or as an object."""
+    if isinstance(dataset, ImageDataset):
+        return dataset
+    if isinstance(dataset, str):
+        return get_dataset(dataset)
+    values = dict(dataset)
+    if set(values) != {"name", "geometry"}:
+        raise UserError(f"A data set is given by name and geometry, got {', '.join(values)}.")
+    return get_dataset(values["name"], values["geometry"])
+
+
+def build_node(
+    node: str | os.PathLike[str] | Mapping[str, Any] | CostTable,
+    role: str,
+    space: ArchitectureSpace,
+) -> Node:
+    """Return a node given by a shipped name, a table file, `{name, path, idle_mw}` or a table."""
+    if isinstance(node, CostTable):
+        return Node(node.name, node, role)
+    if isinstance(node, Mapping):
+        values = {"path": None, "idle_mw": None, **node}
+        if set(values) != {"name", "path", "idle_mw"}:
+            raise UserError(f"A node has the fields name, path and idle_mw, got {', '.join(node)}.")
+        idle_mw = values["idle_mw"]
+        if idle_mw is not None and not (isinstance(idle_mw, (int, float)) and 0 <= idle_mw < 1e9):
+            raise UserError(f"{role}.idle_mw must be a number >= 0, got {idle_mw!r}.")
+        if values["path"] is not None:
+            table = CostTable.load(_from_start_folder(values["path"]), space)
+            return Node(table.name, table, role, idle_mw)
+        name = str(values["name"])
+        return Node(name, CostTable.shipped(name, space), role, idle_mw)
+    text = os.fspath(node)
+    if text.endswith(".csv") or os.sep in text:
+        table = CostTable.load(text, space)
+        return Node(table.name, table, role)
+    return Node(text, CostTable.shipped(text, space), role)
+
+
+def _from_start_folder(path: str) -> Path:
+    """Return a path relative to the folder in which the user started the program."""
+    return Path(os.path.expanduser(path))
+
+
+def build_chain(
+    space: ArchitectureSpace, chain: Mapping[str, Any], *, image_bytes: int
+) -> Chain:
+    """Return a chain of `{nodes, links, roles}`; without roles a device and servers."""
+    nodes, links = chain["nodes"], chain["links"]
+    roles = chain.get("roles") or [DEVICE] + [SERVER] * (len(nodes) - 1)
+    if len(roles) != len(nodes) or not set(roles) <= {DEVICE, SERVER}:
+        raise UserError(
+            f"A chain needs one role, {DEVICE} or {SERVER}, for each of its {len(nodes)} nodes, "
+            f"got {list(roles)}."
+        )
+    return Chain(
+        space,
+        [build_node(node, role, space) for node, role in zip(nodes, roles, strict=True)],
+        [Link.create(link) for link in links],
+        image_bytes=image_bytes,
+    )
+
+
+def evaluator_factory(
+    space: ArchitectureSpace,
+    dataset: ImageDataset,
+    evaluator: Mapping[str, Any] | Evaluator | None,
+    mask_groups: int | str,
+) -> tuple[Evaluator | Callable[[], Evaluator], dict[int, list[int]]]:
+    """Return an evaluator, or a function that makes it, and the importance of channel groups.
+
+    Args:
+        space: Space of architectures.
+        dataset: Images.
+        evaluator: An evaluator, options of the supernet evaluator, or None for its defaults.
+        mask_groups: As in :class:`nasc_evo.space.SplitSpace`.
+
+    Raises:
+        UserError: If the supernet evaluator's weights are missing, damaged or do not fit.
+    """
+    if evaluator is not None and not isinstance(evaluator, Mapping):
+        return evaluator, {}
+    options = {**load_group_option("evaluator", "supernet"), **(evaluator or {})}
+    options.pop("name")
+    weights = find_weights(space, dataset, options["weights"])
+    read_manifest(weights, space, dataset)
+    options["weights"] = weights
+
+    def make() -> Evaluator:
+        from nasc_evo.supernet.evaluation import SupernetEvaluator
+
+        try:
+            return SupernetEvaluator(space, dataset, **options)
+        except TypeError as error:
+            raise UserError(f"Unknown option of the supernet evaluator: {error}.") from error
+
+    return make, load_importance(weights, mask_groups)

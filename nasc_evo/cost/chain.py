@@ -1,0 +1,196 @@
+"""Latency and energy of a chain of nodes joined by links, vectorised over a population.
+
+Nodes n_0..n_k and links l_0..l_{k-1}; cut c_j says where the network passes from node j-1 to node
+j, so node j runs the blocks [c_j, c_{j+1}). A link is used if blocks remain behind its cut
+(c < n). Where neighbouring cuts are equal the node between them only relays. The device is node 0
+and any later node of the same role.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasc_evo.cost.link import Link
+from nasc_evo.cost.table import CostTable
+from nasc_evo.errors import UserError
+from nasc_evo.space.architecture import ArchitectureSpace
+from nasc_evo.space.genome import DesignBatch
+
+FloatArray = NDArray[np.float64]
+
+DEVICE = "device"
+SERVER = "server"
+QUANTIZER_BYTES = 4
+"""Two fp16 numbers a kept channel: minimum and maximum, for bits < 16."""
+LOGIT_BYTES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One machine of the chain.
+
+    Attributes:
+        name: Its name.
+        table: Its block costs.
+        role: `"device"` or `"server"`.
+        idle_mw: Power of a device that waits, None where unknown.
+    """
+
+    name: str
+    table: CostTable
+    role: str
+    idle_mw: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Costs of P designs on a chain of N nodes and K links.
+
+    Attributes:
+        node_ms: `[P, N]`, computing time of each node.
+        links_ms: `[P, K]`, time of each link: round trip, tensor, result.
+        payload_bytes: `[P]`, bytes sent over all links (results apart).
+        device_ms: `[P]`, computing time of all nodes of role device.
+        link_ms: `[P]`, sum of `links_ms`.
+        server_ms: `[P]`, computing time of all nodes of role server.
+        latency_ms: `[P]`, end to end.
+        energy_mj: `[P]`, energy of the device; NaN where a constant is unknown.
+    """
+
+    node_ms: FloatArray
+    links_ms: FloatArray
+    payload_bytes: FloatArray
+    device_ms: FloatArray
+    link_ms: FloatArray
+    server_ms: FloatArray
+    latency_ms: FloatArray
+    energy_mj: FloatArray
+
+
+class Chain:
+    """Nodes in a row with a link between neighbours.
+
+    Args:
+        space: Space of architectures, whose tables the nodes have.
+        nodes: At least two; the first is a device.
+        links: One fewer than nodes.
+        image_bytes: Size of the stored input image, sent as it is at cut 0.
+
+    Raises:
+        UserError: If numbers of nodes and links do not fit.
+    """
+
+    def __init__(
+        self,
+        space: ArchitectureSpace,
+        nodes: Sequence[Node],
+        links: Sequence[Link],
+        *,
+        image_bytes: int,
+    ) -> None:
+        if len(nodes) < 2 or len(links) != len(nodes) - 1:
+            raise UserError(
+                "A chain needs at least two nodes and one link fewer than nodes, got "
+                f"{len(nodes)} nodes and {len(links)} links."
+            )
+        if nodes[0].role != DEVICE:
+            raise UserError(f"The first node of a chain is a device, got a {nodes[0].role}.")
+        self.space = space
+        self.nodes = tuple(nodes)
+        self.links = tuple(links)
+        self.image_bytes = image_bytes
+        self.result_bytes = LOGIT_BYTES * space.n_classes
+        self._elements_at = np.array([0] + [h * w for _, h, w in space.cut_shapes[1:]] + [0])
+
+    def missing_for_energy(self) -> list[str]:
+        """Return the names of the unknown constants that an energy needs."""
+        missing = []
+        for node in self.nodes:
+            if node.role == DEVICE:
+                if node.table.energy_mj is None:
+                    missing.append(f"energy_mj in the cost table of {node.name}")
+                if node.idle_mw is None:
+                    missing.append(f"the idle power of {node.name} (device.idle_mw)")
+        for link, before, after in zip(self.links, self.nodes, self.nodes[1:], strict=False):
+            if link.radio is None and DEVICE in (before.role, after.role):
+                missing.append(f"the radio constants of {link.name} (link.radio)")
+        return list(dict.fromkeys(missing))
+
+    def payloads(self, batch: DesignBatch) -> FloatArray:
+        """Return the bytes of the tensor on each link, `[P, K]`, 0 on links that are not used."""
+        kept = batch.kept_channels
+        values = -(-kept * self._elements_at[batch.cuts] * batch.bits // 8)
+        quantizer = np.where(batch.bits < 16, QUANTIZER_BYTES * kept, 0)
+        mask = -(-batch.n_groups // 8)
+        overhead = np.array([link.overhead_bytes for link in self.links])
+        tensor = np.where(batch.cuts == 0, self.image_bytes, values + quantizer + mask)
+        return np.where(batch.cuts < self.space.n_blocks, tensor + overhead, 0).astype(float)
+
+    def _split_sums(self, figures: FloatArray, codes: NDArray, bounds: NDArray) -> FloatArray:
+        """Sum a table's figures between the bounds, `[P, N]`; bounds `[P, N + 1]` are blocks."""
+        n_positions, n_ops = figures.shape
+        gathered = figures.ravel()[codes + n_ops * np.arange(n_positions)]
+        prefix = np.zeros((len(codes), n_positions + 1))
+        np.cumsum(gathered, axis=1, out=prefix[:, 1:])
+        at_bounds = np.take_along_axis(prefix, self.space.block_start[bounds], axis=1)
+        return np.diff(at_bounds, axis=1)
+
+    def evaluate(self, batch: DesignBatch) -> Costs:
+        """Return the costs of a decoded population."""
+        n = self.space.n_blocks
+        codes = self.space.position_codes(batch.ops)
+        ends = np.zeros((len(batch), 1), dtype=np.int64)
+        bounds = np.concatenate([ends, batch.cuts, ends + n], axis=1)
+        sums: dict[int, FloatArray] = {}
+        node_ms = np.empty((len(batch), len(self.nodes)))
+        for j, node in enumerate(self.nodes):
+            if id(node.table) not in sums:
+                sums[id(node.table)] = self._split_sums(node.table.latency_ms, codes, bounds)
+            node_ms[:, j] = sums[id(node.table)][:, j]
+        payload = self.payloads(batch)
+        used = batch.cuts < n
+        last_node = used.sum(axis=1)
+        is_device = np.array([node.role == DEVICE for node in self.nodes])
+        returns = used & ~is_device[last_node][:, None]
+
+        transfer_ms = np.zeros(payload.shape)
+        radio_mj = np.zeros(payload.shape)
+        for j, link in enumerate(self.links):
+            towards_device = is_device[j + 1]
+            there = link.down_ms(payload[:, j]) if towards_device else link.up_ms(payload[:, j])
+            back = np.where(returns[:, j], link.down_ms(self.result_bytes), 0.0)
+            transfer_ms[:, j] = there + back
+            if link.radio is not None and (is_device[j] or towards_device):
+                power = link.down_mw() if towards_device else link.up_mw()
+                radio_mj[:, j] = 1e-3 * (power * there + link.down_mw() * back)
+        rtt = np.array([link.rtt_ms for link in self.links])
+        links_ms = np.where(used, rtt + transfer_ms, 0.0)
+        device_ms = node_ms[:, is_device].sum(axis=1)
+        link_ms = links_ms.sum(axis=1)
+        server_ms = node_ms[:, ~is_device].sum(axis=1)
+        latency_ms = device_ms + link_ms + server_ms
+        if self.missing_for_energy():
+            energy_mj = np.full(len(batch), np.nan)
+        else:
+            energy_mj = radio_mj.sum(axis=1)
+            for j in np.flatnonzero(is_device):
+                figures = self.nodes[j].table.energy_mj
+                assert figures is not None
+                energy_mj += self._split_sums(figures, codes, bounds)[:, j]
+            at_device = is_device[:-1] | is_device[1:]
+            busy_ms = device_ms + transfer_ms[:, at_device].sum(axis=1)
+            idle_mw = self.nodes[0].idle_mw
+            assert idle_mw is not None
+            energy_mj += 1e-3 * idle_mw * (latency_ms - busy_ms)
+        return Costs(
+            node_ms=node_ms,
+            links_ms=links_ms,
+            payload_bytes=payload.sum(axis=1),
+            device_ms=device_ms,
+            link_ms=link_ms,
+            server_ms=server_ms,
+            latency_ms=latency_ms,
+            energy_mj=energy_mj,
+        )

@@ -1,0 +1,177 @@
+"""Block costs of one node: a CSV file with a provenance header.
+
+The file begins with lines `# ...` that form one YAML mapping (`format`, `name`, `space` and
+`geometry` are required; source, licence, quirks and fit errors belong there too), followed by
+CSV with the columns `position, op, latency_ms, energy_mj`. Costs are additive over positions. An
+empty field is an unknown figure, which only `energy_mj` may have.
+"""
+
+import csv
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from nasc_evo.errors import UserError, one_line
+from nasc_evo.space.architecture import ArchitectureSpace
+
+FORMAT = "nasc_evo cost table 1"
+TABLES = Path(__file__).parent / "tables"
+COLUMNS = ["position", "op", "latency_ms", "energy_mj"]
+MAX_BYTES = 16 * 2**20
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """Costs of every operation at every position of a space, on one machine, batch 1.
+
+    Attributes:
+        name: Name of the machine.
+        latency_ms: `[positions, ops]`; NaN beyond a position's own operations.
+        energy_mj: Likewise, or None where the energy is unknown.
+        header: The provenance header.
+        sha256: Of the file.
+    """
+
+    name: str
+    latency_ms: FloatArray
+    energy_mj: FloatArray | None
+    header: dict[str, Any]
+    sha256: str
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], space: ArchitectureSpace) -> "CostTable":
+        """Read and check a table file for a space.
+
+        Raises:
+            UserError: If the file is missing, damaged, for another space or geometry, or a figure
+                is missing, negative or no number.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise UserError(f"The cost table {path} is larger than {MAX_BYTES} bytes.")
+            content = path.read_bytes()
+            text = content.decode("utf-8")
+        except FileNotFoundError as error:
+            raise UserError(f"There is no cost table file {path}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The cost table {path} cannot be read ({one_line(error)}).") from error
+        lines = text.splitlines()
+        header = _read_header(path, [line for line in lines if line.startswith("#")])
+        for key, value in (("space", space.name), ("geometry", space.geometry)):
+            if header[key] != value:
+                raise UserError(
+                    f"The cost table {path} is for {key} {header[key]}, this run needs {value}."
+                )
+        rows = [line for line in lines if line.strip() and not line.startswith("#")]
+        latency, energy = _read_rows(path, rows, space)
+        return cls(
+            name=str(header["name"]),
+            latency_ms=latency,
+            energy_mj=None if np.isnan(energy).all() else energy,
+            header=header,
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+
+    @classmethod
+    def shipped(cls, name: str, space: ArchitectureSpace) -> "CostTable":
+        """Return the table of a machine that ships in the package.
+
+        Raises:
+            UserError: If there is none for this machine, space and geometry.
+        """
+        path = TABLES / f"{space.name}_{space.geometry}_{name}.csv"
+        if not path.is_file():
+            available = shipped_names(space)
+            raise UserError(
+                f"No cost table of '{name}' ships for {space.name} at {space.geometry}x"
+                f"{space.geometry}; available are {', '.join(available)}, or give a table file of "
+                "your own (device=table device.path=my.csv)."
+            )
+        return cls.load(path, space)
+
+
+def shipped_names(space: ArchitectureSpace) -> list[str]:
+    """Return the machines whose tables ship for a space at its geometry."""
+    prefix = f"{space.name}_{space.geometry}_"
+    return sorted(path.stem.removeprefix(prefix) for path in TABLES.glob(f"{prefix}*.csv"))
+
+
+def _read_header(path: Path, lines: list[str]) -> dict[str, Any]:
+    try:
+        header = yaml.safe_load("\n".join(line[1:].removeprefix(" ") for line in lines))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(
+            f"The header of the cost table {path} is no YAML mapping ({one_line(error)})."
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise UserError(
+            f"The cost table {path} must begin with '# format: {FORMAT}', got "
+            f"{lines[0][:80] if lines else 'no header'!r}."
+        )
+    missing = [key for key in ("name", "space", "geometry") if key not in header]
+    if missing:
+        raise UserError(f"The header of the cost table {path} lacks {', '.join(missing)}.")
+    return header
+
+
+def _read_rows(
+    path: Path, rows: list[str], space: ArchitectureSpace
+) -> tuple[FloatArray, FloatArray]:
+    reader = csv.DictReader(rows)
+    if reader.fieldnames != COLUMNS:
+        raise UserError(
+            f"The cost table {path} must have the columns {','.join(COLUMNS)}, "
+            f"got {','.join(reader.fieldnames or [])}."
+        )
+    places = {
+        (position.name, op): (i, j)
+        for i, position in enumerate(space.positions)
+        for j, op in enumerate(position.ops)
+    }
+    shape = (len(space.positions), max(len(position.ops) for position in space.positions))
+    latency, energy = np.full(shape, np.nan), np.full(shape, np.nan)
+    seen = set()
+    for row in reader:
+        where = f"position '{row['position']}', op '{row['op']}' of the cost table {path}"
+        place = places.get((row["position"], row["op"]))
+        if place is None:
+            raise UserError(f"There is no {where} in the space {space.name}.")
+        if place in seen:
+            raise UserError(f"The {where} is given twice.")
+        seen.add(place)
+        latency[place] = _figure(row["latency_ms"], "latency_ms", where)
+        if row["energy_mj"]:
+            energy[place] = _figure(row["energy_mj"], "energy_mj", where)
+    absent = [f"{name} {op}" for (name, op), place in places.items() if place not in seen]
+    if absent:
+        raise UserError(
+            f"The cost table {path} lacks {len(absent)} of {len(places)} rows, the first is "
+            f"'{absent[0]}'."
+        )
+    known = [not math.isnan(energy[place]) for place in places.values()]
+    if any(known) and not all(known):
+        raise UserError(
+            f"The cost table {path} has energy_mj for {sum(known)} of {len(places)} rows; give it "
+            "for all or for none."
+        )
+    return latency, energy
+
+
+def _figure(text: str | None, column: str, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{column} at {where} must be a number >= 0, got '{text}'.")
+    return value

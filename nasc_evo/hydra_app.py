@@ -1,0 +1,140 @@
+"""Hydra applications: typed frames, readable errors, exit codes.
+
+Hydra composes the configuration; everything that goes wrong on the way - a typo, a wrong type, an
+unknown option, a mistake found by the program - ends as one sentence and a non-zero exit code.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nasc_evo.config import config_folder, group_options
+from nasc_evo.errors import UserError, one_line
+
+EXIT_USER_ERROR = 2
+EXIT_INFEASIBLE = 3
+EXIT_INTERRUPTED = 130
+
+
+@dataclass
+class Limits:
+    """Upper limits of metrics; null is no limit."""
+
+    error: float | None = None
+    latency_ms: float | None = None
+    device_ms: float | None = None
+    link_ms: float | None = None
+    server_ms: float | None = None
+    payload_bytes: float | None = None
+    energy_mj: float | None = None
+    macs: float | None = None
+    params: float | None = None
+
+
+@dataclass
+class RunConfig:
+    """The frame of `configs/config.yaml`; groups are mappings."""
+
+    problem: Any = MISSING
+    device: Any = MISSING
+    server: Any = MISSING
+    link: Any = MISSING
+    chain: Any = MISSING
+    dataset: Any = MISSING
+    algorithm: Any = MISSING
+    evaluator: Any = MISSING
+    objectives: list[str] = MISSING
+    limits: Limits = field(default_factory=Limits)
+    allow_raw_offload: bool = MISSING
+    min_device_blocks: int = MISSING
+    mask_groups: Any = MISSING
+    bits: list[int] = MISSING
+    n_eval: int = MISSING
+    seed: int = MISSING
+    rescore: Any = MISSING
+    resume: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """The frame of `configs/train.yaml`."""
+
+    problem: str = MISSING
+    dataset: Any = MISSING
+    training: Any = MISSING
+    max_minutes: float | None = None
+    resume: str | None = None
+
+
+def register() -> None:
+    """Register schemas and the resolver of output folders with Hydra; may be called repeatedly."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(name="train_schema", node=TrainConfig)
+    OmegaConf.register_new_resolver(
+        "nasc_folder", lambda resume, default: resume or default, replace=True
+    )
+
+
+def launch(config_name: str, task: Callable[[Any], int]) -> None:
+    """Run a Hydra application and exit the process.
+
+    Args:
+        config_name: Primary configuration in the folder of configurations.
+        task: Gets the composed configuration, returns an exit code.
+    """
+    register()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    codes = []
+
+    def run(config: Any) -> None:
+        """Run one job; a user's mistake ends this job, not the others of a sweep."""
+        try:
+            codes.append(task(config))
+        except UserError as error:
+            if debug:
+                raise
+            print(f"Error: {one_line(error)}", file=sys.stderr)
+            codes.append(EXIT_USER_ERROR)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(
+            run
+        )()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        if debug:
+            raise
+        print(f"Error: {_readable(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(max(codes, default=0))
+
+
+def _readable(error: BaseException) -> str:
+    """Return one line for an error of Hydra or OmegaConf, with the allowed options of a group."""
+    text = one_line(error)
+    if text.startswith("In '") and "Could not find '" in text:
+        missing = text.split("Could not find '", 1)[1].split("'", 1)[0]
+        group, _, option = missing.rpartition("/")
+        if group and group_options(group):
+            return (
+                f"There is no {group} '{option}'; available are {', '.join(group_options(group))}."
+            )
+    text = text.split(" full_key:")[0].split(" object_type=")[0]
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        text = f"{error.full_key}: {text}"
+    hint = "" if isinstance(error, OSError) else " (see --help for all options)"
+    return text + hint

@@ -1,0 +1,434 @@
+"""The multi-objective problem: architecture, cut, channel mask and bits of a split network.
+
+:class:`SplitProblem` joins a space, a chain of nodes and links, and an evaluator of accuracy to a
+pymoo problem. It owns the cache of everything evaluated, by phenotype: asking again is free.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.core.problem import Problem
+
+from nasc_evo.cost import Chain, Costs
+from nasc_evo.errors import UserError
+from nasc_evo.space import Design, SplitSpace
+from nasc_evo.space.genome import DesignBatch
+from nasc_evo.supernet.score import Evaluator, Score
+
+METRICS = (
+    "error",
+    "latency_ms",
+    "device_ms",
+    "link_ms",
+    "server_ms",
+    "payload_bytes",
+    "energy_mj",
+    "macs",
+    "params",
+)
+"""What can be an objective or have an upper limit; all are better when smaller."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything known of one design after its evaluation.
+
+    Attributes:
+        index: Running number within the problem.
+        genome: A genome of the design.
+        design: The phenotype.
+        split: Which images scored it.
+        score: Correct images, or the reason of a failure.
+        kept_channels: Channels sent at each cut.
+        costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown.
+    """
+
+    index: int
+    genome: tuple[int, ...]
+    design: Design
+    split: str
+    score: Score
+    kept_channels: tuple[int, ...]
+    costs: dict[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no score."""
+        return self.score.correct is None
+
+    def metric(self, name: str) -> float:
+        """Return one of :data:`METRICS`; NaN where unknown."""
+        value = self.score.error if name == "error" else self.costs[name]
+        return math.nan if value is None else float(value)
+
+
+class SplitProblem(Problem):
+    """A pymoo problem over the genomes of a :class:`SplitSpace`; every metric is minimised.
+
+    Subclasses need only assemble the four parts; see `problems.FBNetSplit`. Use
+    :func:`nasc_evo.testing.check_problem` on a subclass of your own.
+
+    Args:
+        space: Genomes and what they mean.
+        chain: Costs.
+        evaluator: Accuracy, or a function that makes the evaluator when it is first needed.
+        objectives: Metrics to minimise, two or more different ones of :data:`METRICS`.
+        limits: Upper limits of metrics; None is no limit. They become constraints, each scaled by
+            its own value.
+
+    Attributes:
+        on_evaluation: Called with each new evaluation as it happens, and whether its score was
+            computed (rather than remembered from an earlier run).
+        evaluations: What was evaluated so far, by (phenotype key, split, images), in order.
+
+    Raises:
+        UserError: If an objective or limit is unknown, out of range, or cannot be computed.
+    """
+
+    def __init__(
+        self,
+        space: SplitSpace,
+        chain: Chain,
+        evaluator: Evaluator | Callable[[], Evaluator],
+        *,
+        objectives: Sequence[str] = ("error", "latency_ms"),
+        limits: Mapping[str, float | None] | None = None,
+    ) -> None:
+        self.space = space
+        self.chain = chain
+        self._evaluator = evaluator
+        self.objectives = self._check_objectives(objectives)
+        self.limits = self._check_limits(limits or {})
+        needs_energy = "energy_mj" in (*self.objectives, *self.limits)
+        missing = chain.missing_for_energy()
+        if needs_energy and missing:
+            raise UserError(f"energy_mj cannot be computed: {' and '.join(missing)} unknown.")
+        self.on_evaluation: Callable[[Evaluation, bool], None] | None = None
+        self.evaluations: dict[tuple[str, str, int], Evaluation] = {}
+        self._known_scores: dict[tuple[str, str, int], Score] = {}
+        super().__init__(
+            n_var=space.n_var,
+            n_obj=len(self.objectives),
+            n_ieq_constr=len(self.limits),
+            xl=space.xl,
+            xu=space.xu,
+            vtype=int,
+        )
+
+    @staticmethod
+    def _check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
+        names = tuple(objectives)
+        unknown = [name for name in names if name not in METRICS]
+        if unknown:
+            raise UserError(
+                f"An objective must be one of {', '.join(METRICS)}, got '{unknown[0]}'."
+            )
+        if len(names) < 2 or len(set(names)) != len(names):
+            raise UserError(f"Give at least two different objectives, got {list(names)}.")
+        return names
+
+    @staticmethod
+    def _check_limits(limits: Mapping[str, float | None]) -> dict[str, float]:
+        checked = {}
+        for name, value in limits.items():
+            if name not in METRICS:
+                raise UserError(f"A limit must be on one of {', '.join(METRICS)}, got '{name}'.")
+            if value is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value > 0):
+                raise UserError(f"limits.{name} must be a finite number above 0, got {value!r}.")
+            checked[name] = float(value)
+        return checked
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The source of accuracies."""
+        made = self._evaluator
+        return made if hasattr(made, "evaluate") else made()  # type: ignore[return-value, operator]
+
+    def assess(
+        self,
+        X: NDArray,
+        *,
+        split: str = "search",
+        images: int | None = None,
+        max_new: int | None = None,
+    ) -> list[Evaluation | None]:
+        """Return the evaluation of each genome, computing only unknown phenotypes.
+
+        Args:
+            X: Genomes, `[P, n_var]`.
+            split: Images that score them.
+            images: How many; None takes the evaluator's default for the search split and all
+                images of another.
+            max_new: Evaluate at most this many unknown phenotypes, the first ones.
+
+        Returns:
+            One evaluation a genome; None where `max_new` forbade it.
+
+        Raises:
+            UserError: If a row is no genome of the space.
+        """
+        batch = self.space.decode_batch(X)
+        designs = self.space.designs(batch)
+        count = self._image_count(split, images)
+        keys = [(design.key, split, count) for design in designs]
+        new: dict[tuple[str, str, int], int] = {}
+        for row, key in enumerate(keys):
+            if key not in self.evaluations and key not in new:
+                if max_new is not None and len(new) >= max_new:
+                    continue
+                new[key] = row
+        if new:
+            self._evaluate_new(batch, np.atleast_2d(X), designs, new)
+        return [self.evaluations.get(key) for key in keys]
+
+    def _image_count(self, split: str, images: int | None) -> int:
+        if images is not None:
+            return images
+        if split == "search":
+            return self.evaluator.images
+        return self.evaluator.split_size(split)
+
+    def _evaluate_new(
+        self,
+        batch: DesignBatch,
+        X: NDArray,
+        designs: list[Design],
+        new: dict[tuple[str, str, int], int],
+    ) -> None:
+        costs = self.costs(batch)
+        (split, count) = next((key[1], key[2]) for key in new)
+        for key, score in self._scores(designs, new, split, count):
+            row = new[key]
+            evaluation = Evaluation(
+                index=len(self.evaluations),
+                genome=tuple(int(gene) for gene in X[row]),
+                design=designs[row],
+                split=split,
+                score=score,
+                kept_channels=tuple(batch.kept_channels[row].tolist()),
+                costs={name: _plain(values[row]) for name, values in costs.items()},
+            )
+            self.evaluations[key] = evaluation
+            if self.on_evaluation is not None:
+                self.on_evaluation(evaluation, key not in self._known_scores)
+
+    def _scores(
+        self,
+        designs: list[Design],
+        new: dict[tuple[str, str, int], int],
+        split: str,
+        count: int,
+    ) -> Iterator[tuple[tuple[str, str, int], Score]]:
+        """Yield scores in the order of `new`: known ones at once, others by the evaluator."""
+        keys = list(new)
+        unknown = [key for key in keys if key not in self._known_scores]
+        computed: dict[int, Score] = {}
+        results = self.evaluator.evaluate([designs[new[key]] for key in unknown], split, count)
+        position = 0
+        for key in keys:
+            if key in self._known_scores:
+                yield key, self._known_scores[key]
+                continue
+            while position not in computed:
+                index, score = next(results)
+                computed[index] = score
+            yield key, computed.pop(position)
+            position += 1
+
+    def remember(self, scores: Mapping[tuple[str, str, int], Score]) -> None:
+        """Take over scores of an earlier run, by (phenotype key, split, images).
+
+        A remembered design is not computed again when it is asked for; it still counts as one of
+        the evaluations of this run.
+        """
+        self._known_scores.update(scores)
+
+    def costs(self, batch: DesignBatch) -> dict[str, NDArray]:
+        """Return every metric but the error of a decoded population, and the parts of a chain."""
+        costs: Costs = self.chain.evaluate(batch)
+        architecture = self.space.architecture
+        return {
+            "latency_ms": costs.latency_ms,
+            "device_ms": costs.device_ms,
+            "link_ms": costs.link_ms,
+            "server_ms": costs.server_ms,
+            "payload_bytes": costs.payload_bytes,
+            "energy_mj": costs.energy_mj,
+            "macs": architecture.macs(batch.ops),
+            "params": architecture.params(batch.ops),
+            "node_ms": costs.node_ms,
+            "links_ms": costs.links_ms,
+        }
+
+    def objective_values(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
+        """Return F, `[n, objectives]`."""
+        rows = [[e.metric(name) for name in self.objectives] for e in evaluations]
+        return np.array(rows, dtype=float).reshape(len(rows), self.n_obj)
+
+    def limit_violations(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
+        """Return G, `[n, limits]`: relative excess over each limit, feasible where <= 0."""
+        rows = [
+            [e.metric(name) / limit - 1 for name, limit in self.limits.items()] for e in evaluations
+        ]
+        return np.array(rows, dtype=float).reshape(len(rows), len(self.limits))
+
+    def feasible(self, evaluations: Sequence[Evaluation]) -> NDArray[np.bool_]:
+        """Return which evaluations meet every limit."""
+        return (self.limit_violations(evaluations) <= 0).all(axis=1)
+
+    def _evaluate(self, X: NDArray, out: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Fill F and G for pymoo.
+
+        Raises:
+            UserError: If a row is no genome, or the evaluation of a design failed.
+        """
+        evaluations = [e for e in self.assess(X) if e is not None]
+        for evaluation in evaluations:
+            if evaluation.failed:
+                raise UserError(
+                    f"The evaluation of {evaluation.design.key} failed: {evaluation.score.message}"
+                )
+        out["F"] = self.objective_values(evaluations)
+        if self.limits:
+            out["G"] = self.limit_violations(evaluations)
+        if not np.isfinite(out["F"]).all():
+            raise UserError("An objective is not finite; check the cost tables.")
+
+    def decode(self, x: NDArray) -> dict[str, Any]:
+        """Return architecture, cut, mask, bits and every metric of one genome `[n_var]`."""
+        (evaluation,) = self.assess(np.asarray(x)[None])
+        assert evaluation is not None
+        return describe_evaluation(evaluation)
+
+    @cached_property
+    def reference_point(self) -> dict[str, float]:
+        """The worst value of each objective, fixed before any evaluation.
+
+        The error of guessing; a limit where there is one; else the largest value of the space
+        with everything on the device, or for what a link carries the largest over the cuts.
+        """
+        worst = self._worst_costs()
+        worst["error"] = 1 - 1 / self.space.architecture.n_classes
+        return {name: self.limits.get(name, worst[name]) for name in self.objectives}
+
+    def _worst_costs(self) -> dict[str, float]:
+        space, n = self.space, self.space.architecture.n_blocks
+        sizes = [len(ops) for ops in space.architecture.gene_ops]
+        base = np.zeros(len(sizes), dtype=np.int64)
+        rows = [base]
+        for gene, size in enumerate(sizes):
+            for op in range(size):
+                rows.append(base.copy())
+                rows[-1][gene] = op
+        local = self.costs(all_local_batch(space, np.array(rows)))
+        worst = {}
+        for name in ("latency_ms", "device_ms", "server_ms", "energy_mj", "macs", "params"):
+            values = local["device_ms" if name == "server_ms" else name]
+            start, total = 1, float(values[0])
+            for size in sizes:
+                total += float(values[start : start + size].max() - values[0])
+                start += size
+            worst[name] = total
+        cuts = np.array([cut for cut in space.cut_choices if cut < n] or [n])
+        full = self._full_batch(cuts)
+        sent = self.costs(full)
+        for name in ("payload_bytes", "link_ms"):
+            worst[name] = float(sent[name].max()) or 1.0
+        return worst
+
+    def _full_batch(self, cuts: NDArray) -> DesignBatch:
+        """Return designs that send every channel with the most bits at each of `cuts`."""
+        X = np.tile(self.space.xu, (len(cuts), 1))
+        for gene in self.space.cut_genes:
+            X[:, gene] = np.searchsorted(self.space.cut_choices, cuts)
+        return self.space.decode_batch(X)
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the results must know, in sentences."""
+        return []
+
+    def fastest_design(self) -> Design | None:
+        """Return the design of the lowest latency in the space, if the problem knows it exactly."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what defines the problem: a run is resumed only with an equal description."""
+        return {
+            "space": self.space.describe(),
+            "nodes": [
+                {
+                    "name": node.name,
+                    "role": node.role,
+                    "table_sha256": node.table.sha256,
+                    "idle_mw": node.idle_mw,
+                }
+                for node in self.chain.nodes
+            ],
+            "links": [_link_fields(link) for link in self.chain.links],
+            "image_bytes": self.chain.image_bytes,
+            "objectives": list(self.objectives),
+            "limits": dict(self.limits),
+            "evaluator": self.evaluator.describe(),
+        }
+
+
+def _link_fields(link: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(link)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or list without numpy types; None for NaN."""
+    value = value.tolist()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def all_local_batch(space: SplitSpace, ops: NDArray) -> DesignBatch:
+    """Return architectures `[P, n_genes]` as designs that run on the first node alone."""
+    return unmasked_batch(space, ops, space.architecture.n_blocks)
+
+
+def unmasked_batch(space: SplitSpace, ops: NDArray, cut: int) -> DesignBatch:
+    """Return architectures cut at 0 (raw offload) or n (all local), where nothing is masked."""
+    n, k = len(ops), space.n_links
+    zeros = np.zeros((n, k), dtype=np.int64)
+    return DesignBatch(
+        ops=np.asarray(ops, dtype=np.int64),
+        cuts=np.full((n, k), cut),
+        masks=np.zeros((n, k, space.n_mask), dtype=bool),
+        kept_channels=zeros,
+        n_groups=zeros,
+        bits=zeros,
+    )
+
+
+def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain values, by the names of the output files."""
+    design = evaluation.design
+    return {
+        "arch": design.arch,
+        "cut": joined(design.cuts),
+        "mask": joined(design.masks),
+        "bits": joined(design.bits),
+        "kept_channels": joined(evaluation.kept_channels),
+        "split": evaluation.split,
+        "correct": evaluation.score.correct,
+        "images": evaluation.score.images,
+        "error": None if evaluation.failed else evaluation.score.error,
+        "error_se": None if evaluation.failed else evaluation.score.standard_error,
+        **evaluation.costs,
+    }
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """Return the one value of a two-node chain, or those of a longer one joined by `/`."""
+    return values[0] if len(values) == 1 else "/".join(map(str, values))

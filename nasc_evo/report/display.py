@@ -1,0 +1,88 @@
+"""What a run shows while it works: a progress bar in a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nasc_evo.problem import Evaluation, SplitProblem
+from nasc_evo.search.indicators import hypervolume, non_dominated
+
+PLAIN_SECONDS = 10.0
+
+
+class SearchDisplay:
+    """Shows evaluations, hypervolume, best accuracy under the limits and the time left.
+
+    Args:
+        problem: The problem searched.
+        n_eval: The budget.
+        console: Where to print.
+    """
+
+    def __init__(self, problem: SplitProblem, n_eval: int, console: Console) -> None:
+        self.problem, self.n_eval, self.console = problem, n_eval, console
+        self.reference = np.array([problem.reference_point[name] for name in problem.objectives])
+        self.front: list[Evaluation] = []
+        self.done = 0
+        self.computed = 0
+        self.started = self.shown = time.monotonic()
+        self.progress: Progress | None = None
+        if console.is_terminal:
+            self.progress = Progress(
+                TextColumn("Searching"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self.task = self.progress.add_task("search", total=n_eval, state="")
+
+    def __enter__(self) -> Self:
+        """Start showing."""
+        if self.progress is not None:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+        if self.progress is not None:
+            self.progress.stop()
+
+    def add(self, evaluation: Evaluation, computed: bool) -> None:
+        """Take note of one evaluation of the search."""
+        self.done += 1
+        self.computed += computed
+        self.front = non_dominated(self.problem, [*self.front, evaluation])
+        if self.progress is not None:
+            self.progress.update(self.task, completed=self.done, state=self.state())
+        elif time.monotonic() - self.shown >= PLAIN_SECONDS or self.done == self.n_eval:
+            self.shown = time.monotonic()
+            self.console.print(
+                f"{self.done}/{self.n_eval} evaluations, {self.state()}, {self.time_left()}"
+            )
+
+    def state(self) -> str:
+        """Return hypervolume and best accuracy as text."""
+        if not self.front:
+            return "no design meets the limits yet"
+        value = hypervolume(self.problem.objective_values(self.front), self.reference)
+        best = min(e.score.error for e in self.front)
+        under = " under the limits" if self.problem.limits else ""
+        return f"hypervolume {value:.4f}, best accuracy{under} {100 * (1 - best):.1f} %"
+
+    def time_left(self) -> str:
+        """Return an estimate of the time left as text."""
+        if self.computed == 0:
+            return "replaying the journal"
+        seconds = (time.monotonic() - self.started) / self.computed * (self.n_eval - self.done)
+        return f"about {seconds:.0f} s left"

@@ -1,0 +1,130 @@
+"""`front.png` and `front.svg`: the front, what it is compared with, and where its time goes."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nasc_evo.problem import SplitProblem
+from nasc_evo.search.final import FinalResult
+from nasc_evo.search.loop import SearchResult
+
+PART_COLOURS = {"device_ms": "#0072b2", "link_ms": "#e69f00", "server_ms": "#009e73"}
+FRONT_COLOUR = "#d55e00"
+MARKERS = {"all local": "s", "raw offload": "^"}
+
+
+def draw_front(
+    folder: Path, problem: SplitProblem, search: SearchResult, result: FinalResult
+) -> None:
+    """Write both pictures of a front that is not empty."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _draw_objectives(left, problem, search, result)
+    _draw_parts(right, problem, result)
+    device, *servers = (node.name for node in problem.chain.nodes)
+    links = ", ".join(f"{link.name} {link.uplink_mbps:g} Mbps" for link in problem.chain.links)
+    figure.suptitle(
+        f"{problem.space.architecture.name} on {device}, {links}, {', '.join(servers)}: error on "
+        f"{result.images} images",
+        fontsize=11,
+    )
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"front.{ending}", dpi=130)
+
+
+def _draw_objectives(
+    axes: Axes, problem: SplitProblem, search: SearchResult, result: FinalResult
+) -> None:
+    evaluated = [e for e in search.evaluations if not e.failed]
+    axes.scatter(
+        [e.metric("latency_ms") for e in evaluated],
+        [100 * e.score.error for e in evaluated],
+        s=9,
+        color="0.75",
+        label=f"evaluated ({problem.evaluator.images} images)",
+        zorder=1,
+    )
+    latency = [d.evaluation.metric("latency_ms") for d in result.front]
+    error = [100 * d.evaluation.score.error for d in result.front]
+    bars = [100 * d.evaluation.score.standard_error for d in result.front]
+    axes.errorbar(
+        latency,
+        error,
+        yerr=bars,
+        color=FRONT_COLOUR,
+        marker="o",
+        markersize=5,
+        linewidth=1.2,
+        elinewidth=0.8,
+        drawstyle="steps-post",
+        label="front, ± standard error",
+        zorder=3,
+    )
+    if result.recommended is not None:
+        axes.scatter(
+            [latency[result.recommended]],
+            [error[result.recommended]],
+            s=130,
+            facecolors="none",
+            edgecolors=FRONT_COLOUR,
+            linewidths=1.5,
+            label="recommended",
+            zorder=4,
+        )
+    for row in result.references:
+        filled = row["architecture_of"].startswith("the most")
+        axes.scatter(
+            [row["latency_ms"]],
+            [100 * row["error"]],
+            marker=MARKERS[row["kind"]],
+            s=45,
+            facecolors="black" if filled else "none",
+            edgecolors="black",
+            label=f"{row['kind']}, {row['architecture_of'].removeprefix('the ')}",
+            zorder=2,
+        )
+    limit = problem.limits.get("latency_ms")
+    if limit is not None:
+        axes.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"limit {limit:g} ms")
+    _limit_view(axes, error, result)
+    axes.set_xlabel("end-to-end latency (ms)")
+    axes.set_ylabel("error (%)")
+    axes.legend(fontsize=7.5)
+    axes.grid(alpha=0.3)
+
+
+def _limit_view(axes: Axes, error: list[float], result: FinalResult) -> None:
+    """Keep evaluated designs that are far worse than the front from squeezing it."""
+    shown = [*error, *(100 * row["error"] for row in result.references)]
+    span = max(shown) - min(shown)
+    axes.set_ylim(max(0.0, min(shown) - 0.15 * span - 0.5), max(shown) + 0.5 * span + 1.0)
+
+
+def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
+    place = np.arange(len(result.front))
+    bottom = np.zeros(len(place))
+    for name, colour in PART_COLOURS.items():
+        values = np.array([d.evaluation.metric(name) for d in result.front])
+        axes.bar(place, values, bottom=bottom, color=colour, label=name.removesuffix("_ms"))
+        bottom += values
+    limit = problem.limits.get("latency_ms")
+    if limit is not None:
+        axes.axhline(limit, color="black", linestyle="--", linewidth=1)
+    labels = []
+    for design in result.front:
+        phenotype = design.evaluation.design
+        cut = "/".join(map(str, phenotype.cuts))
+        if any(phenotype.masks):
+            sent = "/".join(map(str, design.evaluation.kept_channels))
+            bits = "/".join(map(str, phenotype.bits))
+            labels.append(f"{design.design_id}\ncut {cut}\n{sent} ch\n{bits} bit")
+        else:
+            labels.append(f"{design.design_id}\ncut {cut}")
+    axes.set_xticks(place, labels, fontsize=7)
+    axes.set_ylabel("latency (ms)")
+    axes.set_title("where the time goes, for each design of the front", fontsize=10)
+    axes.legend(fontsize=8)

@@ -1,0 +1,79 @@
+"""The result of a run, printed."""
+
+from rich.console import Console
+from rich.table import Table
+
+from nasc_evo.problem import SplitProblem
+from nasc_evo.search.final import FinalResult, front_rows
+
+
+def print_result(console: Console, problem: SplitProblem, result: FinalResult) -> None:
+    """Print the front, the designs it is to be compared with, and the recommendation."""
+    images = f"{result.images} search images" + (
+        "" if result.rescored else ", as scored during the search"
+    )
+    under = ", ".join(f"{name} <= {value:g}" for name, value in problem.limits.items())
+    table = Table(title=f"Pareto set{' under ' + under if under else ''} (error on {images})")
+    table.add_column("design", justify="right")
+    table.add_column("cut", justify="right")
+    table.add_column("channels", justify="right")
+    table.add_column("bits", justify="right")
+    for name in ("device ms", "link ms", "server ms", "latency ms", "kB sent", "error %", "test %"):
+        table.add_column(name, justify="right")
+    for i, (row, design) in enumerate(zip(front_rows(result), result.front, strict=True)):
+        sent = any(design.evaluation.design.masks)
+        test = row["error_test"]
+        table.add_row(
+            f"{'* ' if i == result.recommended else ''}{row['design_id']}",
+            str(row["cut"]),
+            _channels(problem, design.evaluation) if sent else "-",
+            str(row["bits"]) if sent else "-",
+            *(f"{row[name]:.3f}" for name in ("device_ms", "link_ms", "server_ms", "latency_ms")),
+            f"{row['payload_bytes'] / 1000:.3f}",
+            f"{100 * row['error']:.2f} ± {100 * row['error_se']:.2f}",
+            "-" if test is None else f"{100 * test:.2f}",
+        )
+    console.print(table)
+    if result.references:
+        _print_references(console, problem, result)
+    if result.recommended is not None:
+        design_id = result.front[result.recommended].design_id
+        console.print(f"Recommended: design {design_id} (*), {result.reason}.", highlight=False)
+    for note in problem.notes():
+        console.print(f"Note: {note}", highlight=False)
+
+
+def _channels(problem: SplitProblem, evaluation: object) -> str:
+    channels = problem.space.channels_at
+    parts = []
+    for cut, kept in zip(
+        evaluation.design.cuts,  # type: ignore[attr-defined]
+        evaluation.kept_channels,  # type: ignore[attr-defined]
+        strict=True,
+    ):
+        parts.append(f"{kept}/{channels[cut]}" if kept else "-")
+    return " ".join(parts)
+
+
+def _print_references(console: Console, problem: SplitProblem, result: FinalResult) -> None:
+    table = Table(title="Without a split, for comparison")
+    for name in ("architecture of", "where", "latency ms", "error %", "meets limits"):
+        table.add_column(name)
+    table.add_column("front at no more error")
+    for row in result.references:
+        saved = row["latency_saved"]
+        beside = (
+            "no design"
+            if saved is None
+            else f"{row['front_latency_ms_at_no_more_error']:.3f} ms ({-100 * saved:+.1f} %)"
+        )
+        where = row["kind"] + ("" if row["allowed"] else " (not allowed here)")
+        table.add_row(
+            row["architecture_of"],
+            where,
+            f"{row['latency_ms']:.3f}",
+            f"{100 * row['error']:.2f} ± {100 * row['error_se']:.2f}",
+            "yes" if row["meets_limits"] else "no",
+            beside,
+        )
+    console.print(table)

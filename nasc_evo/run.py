@@ -1,0 +1,173 @@
+"""`python -m nasc_evo.run`: one search, from a command line to a Pareto set."""
+
+from pathlib import Path
+from typing import Any
+
+from nasc_evo.errors import UserError
+from nasc_evo.hydra_app import EXIT_INFEASIBLE, EXIT_INTERRUPTED, launch
+
+
+def main() -> None:
+    """Run the application."""
+    launch("config", run)
+
+
+def run(config: Any) -> int:
+    """Run one search with a composed configuration; return the exit code."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from nasc_evo.report.display import SearchDisplay
+    from nasc_evo.search.algorithms import create_algorithm
+    from nasc_evo.search.final import check_rescore, final_result
+    from nasc_evo.search.folder import RunFolder
+    from nasc_evo.search.loop import run_search
+
+    check_problems_package()
+    console = Console(soft_wrap=False)
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise UserError(f"{sorted(missing)[0]} must be given, such as {sorted(missing)[0]}=my.csv.")
+    resolved = OmegaConf.to_container(config, resolve=True)
+    check_rescore(resolved["rescore"])
+    problem = hydra.utils.instantiate(config.problem)
+    options = dict(resolved["algorithm"])
+    algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
+    identity = {
+        "problem": problem.describe(),
+        "algorithm": resolved["algorithm"],
+        "seed": config.seed,
+    }
+    path = Path(HydraConfig.get().runtime.output_dir)
+    folder = RunFolder(
+        path,
+        resume=config.resume is not None,
+        identity=identity,
+        config=resolved,
+        overrides=list(HydraConfig.get().overrides.task),
+    )
+    shown = _shown(path)
+    interrupted = False
+    try:
+        problem.remember(folder.journal.scores)
+        console.print(f"Writing to {shown}", highlight=False)
+        stop_early = _out_of_reach(problem)
+        display = SearchDisplay(problem, config.n_eval, console)
+
+        def on_evaluation(evaluation: Any, computed: bool) -> None:
+            if computed:
+                folder.journal.append(evaluation)
+            if evaluation.split == "search" and evaluation.score.images == problem.evaluator.images:
+                display.add(evaluation, computed)
+
+        problem.on_evaluation = on_evaluation
+        with display:
+            budget = 1 if stop_early else config.n_eval
+            search = run_search(problem, algorithm, budget, seed=config.seed)
+        interrupted = search.interrupted
+        phase = lambda text: console.print(text + " ...", highlight=False)  # noqa: E731
+        try:
+            problem.on_evaluation = lambda e, computed: (
+                folder.journal.append(e) if computed else None
+            )
+            result = final_result(
+                problem,
+                search.evaluations,
+                rescore=resolved["rescore"],
+                interrupted=interrupted,
+                on_phase=phase,
+            )
+        except KeyboardInterrupt:
+            interrupted = True
+            result = final_result(problem, search.evaluations, interrupted=True)
+        _write(console, path, problem, search, result)
+        folder.finish(
+            {
+                "stop_reason": search.stop_reason,
+                "interrupted": interrupted,
+                "evaluations": len(search.evaluations),
+                "front": len(result.front),
+                "hypervolume": result.hypervolume,
+                "peak_memory_mb": _peak_memory_mb(),
+            }
+        )
+    finally:
+        folder.close()
+    console.print(f"Search ended: {search.stop_reason}. Results: {shown}", highlight=False)
+    if interrupted:
+        console.print(f"Continue with the same command and resume={shown}", highlight=False)
+        return EXIT_INTERRUPTED
+    return 0 if result.front else EXIT_INFEASIBLE
+
+
+def check_problems_package() -> None:
+    """Raise a UserError where a folder `problems` of the user hides the one of this package."""
+    import problems
+
+    if not getattr(problems, "NASC_EVO_PROBLEMS", False):
+        raise UserError(
+            f"The folder {Path(problems.__file__ or '.').parent} hides the package 'problems' of "
+            "nasc_evo; rename it or start from another folder."
+        )
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be typed from the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _out_of_reach(problem: Any) -> bool:
+    """Return whether even the fastest design of the space exceeds the latency limit."""
+    limit = problem.limits.get("latency_ms")
+    fastest = problem.fastest_design()
+    if limit is None or fastest is None:
+        return False
+    batch = problem.space.decode_batch(problem.space.encode(fastest)[None])
+    return bool(problem.costs(batch)["latency_ms"][0] > limit)
+
+
+def _write(console: Any, path: Path, problem: Any, search: Any, result: Any) -> None:
+    from nasc_evo.report.files import write_front
+    from nasc_evo.report.pictures import draw_front
+    from nasc_evo.report.table import print_result
+
+    write_front(path, problem, search, result)
+    if result.front:
+        draw_front(path, problem, search, result)
+        print_result(console, problem, result)
+        return
+    nearest = result.least_infeasible
+    if nearest is None:
+        console.print("No design was evaluated.", highlight=False)
+        return
+    excess = ", ".join(
+        f"{name} is {nearest.metric(name):.4g} instead of at most {limit:g}"
+        for name, limit in problem.limits.items()
+        if nearest.metric(name) > limit
+    )
+    console.print(
+        f"No design meets the limits; the nearest one ({nearest.design.key}) misses them: "
+        f"{excess}. It is in pareto.json under least_infeasible.",
+        highlight=False,
+    )
+
+
+def _peak_memory_mb() -> float | None:
+    """Return the largest resident memory of this process so far, None where it is unknown."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The search: operators, algorithms, the ask-evaluate-tell loop, journal and indicators."""

@@ -1,0 +1,245 @@
+"""From a search to its result: re-scored front, reference designs, recommendation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nasc_evo.errors import UserError
+from nasc_evo.problem import Evaluation, SplitProblem, describe_evaluation, unmasked_batch
+from nasc_evo.search.indicators import (
+    hypervolume,
+    knee,
+    least_infeasible,
+    non_dominated,
+    spread_subset,
+)
+
+RESCORED = 12
+
+
+@dataclass(frozen=True)
+class FrontDesign:
+    """A design of the final front.
+
+    Attributes:
+        design_id: Index of its evaluation in the journal.
+        evaluation: Its score on the images of the final front.
+        test: Its score on the test images, None where there is none.
+    """
+
+    design_id: int
+    evaluation: Evaluation
+    test: Evaluation | None
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """What a run reports.
+
+    Attributes:
+        front: Non-dominated feasible designs, one fidelity, sorted by latency.
+        images: Number of images that scored the front.
+        references: All local and raw offload of the most accurate and the fastest architecture.
+        hypervolume: Of the front, as a share of the box up to the reference point.
+        recommended: Index into `front` of the recommended design, None if it is empty.
+        reason: Why that one.
+        least_infeasible: The design nearest to the limits if the front is empty.
+        rescored: Whether the front was scored on the whole split.
+    """
+
+    front: list[FrontDesign]
+    images: int
+    references: list[dict[str, Any]]
+    hypervolume: float
+    recommended: int | None
+    reason: str
+    least_infeasible: Evaluation | None
+    rescored: bool
+
+
+def check_rescore(rescore: int | str) -> None:
+    """Raise a UserError unless `rescore` is a positive whole number or `"all"`."""
+    whole = isinstance(rescore, int) and not isinstance(rescore, bool)
+    if rescore != "all" and not (whole and int(rescore) >= 1):
+        raise UserError(f"rescore must be a positive whole number or 'all', got {rescore!r}.")
+
+
+def final_result(
+    problem: SplitProblem,
+    evaluations: Sequence[Evaluation],
+    *,
+    rescore: int | str = RESCORED,
+    interrupted: bool = False,
+    on_phase: Callable[[str], None] = lambda text: None,
+) -> FinalResult:
+    """Re-score a front on the whole search split, filter it again, and add what is reported.
+
+    Args:
+        problem: The problem searched.
+        evaluations: All evaluations of the search split, at the search's fidelity.
+        rescore: Largest number of designs to re-score, spread over the front, or `"all"`.
+        interrupted: Report the front at the search's fidelity and compute nothing more.
+        on_phase: Called with a line that says what is being done.
+    """
+    check_rescore(rescore)
+    front = non_dominated(problem, evaluations)
+    if not front:
+        nearest = least_infeasible(problem, evaluations)
+        return FinalResult([], 0, [], 0.0, None, "no design meets the limits", nearest, False)
+    ids = {e.design.key: e.index for e in evaluations}
+    tests: dict[str, Evaluation] = {}
+    references: list[dict[str, Any]] = []
+    if not interrupted:
+        count = len(front) if rescore == "all" else int(rescore)
+        chosen = [front[i] for i in spread_subset(problem.objective_values(front), count)]
+        size = problem.evaluator.split_size("search")
+        on_phase(f"Scoring {len(chosen)} designs of the front on all {size} search images")
+        genomes = np.array([e.genome for e in chosen])
+        rescored = [e for e in problem.assess(genomes, images=size) if e is not None]
+        front = non_dominated(problem, rescored)
+    if front and not interrupted:
+        on_phase(f"Scoring the {len(front)} designs of the final front on the test images")
+        genomes = np.array([e.genome for e in front])
+        tested = [e for e in problem.assess(genomes, split="test") if e is not None]
+        tests = {e.design.key: e for e in tested if not e.failed}
+        on_phase("Scoring the most accurate and the fastest architecture without cut")
+        references = reference_designs(problem, evaluations, front)
+    if not front:
+        nearest = least_infeasible(problem, evaluations)
+        return FinalResult([], 0, [], 0.0, None, "no design could be re-scored", nearest, True)
+    F = problem.objective_values(front)
+    reference = np.array([problem.reference_point[name] for name in problem.objectives])
+    best = knee(F)
+    return FinalResult(
+        front=[FrontDesign(ids[e.design.key], e, tests.get(e.design.key)) for e in front],
+        images=front[0].score.images,
+        references=references,
+        hypervolume=hypervolume(F, reference),
+        recommended=best,
+        reason=_reason(problem, front, best),
+        least_infeasible=None,
+        rescored=not interrupted,
+    )
+
+
+def _reason(problem: SplitProblem, front: list[Evaluation], best: int) -> str:
+    if len(front) == 1:
+        return "the only design of the front"
+    parts = [
+        "the knee: nearest to the best value of every objective at once, objectives scaled to the "
+        "range of the front"
+    ]
+    design = front[best]
+    for name in problem.objectives:
+        extreme = min(front, key=lambda e, name=name: e.metric(name))  # type: ignore[misc]
+        if extreme is design:
+            continue
+        other = [o for o in problem.objectives if o != name]
+        gains = ", ".join(
+            f"{o} {design.metric(o):.4g} instead of {extreme.metric(o):.4g}" for o in other
+        )
+        parts.append(
+            f"against the best {name} ({extreme.metric(name):.4g}) it has {name} "
+            f"{design.metric(name):.4g} and {gains}"
+        )
+    return "; ".join(parts)
+
+
+def reference_designs(
+    problem: SplitProblem, evaluations: Sequence[Evaluation], front: Sequence[Evaluation]
+) -> list[dict[str, Any]]:
+    """Return all local and raw offload for two architectures of the run, beside the front.
+
+    The architectures are those of the most accurate and of the fastest design evaluated. Their
+    accuracy, unmasked, is scored on the images of the front.
+    """
+    scored = [e for e in evaluations if not e.failed]
+    chosen = {
+        "most accurate": min(scored, key=lambda e: (e.score.error, e.index)),
+        "fastest": min(scored, key=lambda e: (e.metric("latency_ms"), e.index)),
+    }
+    n = problem.space.architecture.n_blocks
+    rows = []
+    for title, evaluation in chosen.items():
+        genome = np.array(evaluation.genome)
+        genome[problem.space.cut_genes] = np.searchsorted(problem.space.cut_choices, n)
+        (unmasked,) = problem.assess(genome[None], images=front[0].score.images)
+        if unmasked is None or unmasked.failed:
+            continue
+        ops = np.array([evaluation.design.ops])
+        for kind, cut in (("all local", n), ("raw offload", 0)):
+            costs = problem.costs(unmasked_batch(problem.space, ops, cut))
+            values = {name: _number(column[0]) for name, column in costs.items() if column.ndim < 2}
+            values["error"] = unmasked.score.error
+            meets = all(
+                values[name] is not None and values[name] <= limit
+                for name, limit in problem.limits.items()
+            )
+            rows.append(
+                {
+                    "architecture_of": f"the {title} design",
+                    "kind": kind,
+                    "arch": evaluation.design.arch,
+                    "error": unmasked.score.error,
+                    "error_se": unmasked.score.standard_error,
+                    **values,
+                    "meets_limits": meets,
+                    "allowed": kind == "all local" or problem.space.allow_raw_offload,
+                    **_front_beside(front, unmasked.score.error, values["latency_ms"]),
+                }
+            )
+    return rows
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return None if np.isnan(number) else number
+
+
+def _front_beside(
+    front: Sequence[Evaluation], error: float, latency_ms: float | None
+) -> dict[str, float | None]:
+    """Return what the front offers at no more error, and at no more latency, than a reference."""
+    assert latency_ms is not None
+    as_accurate = [e.metric("latency_ms") for e in front if e.score.error <= error]
+    as_fast = [e.score.error for e in front if e.metric("latency_ms") <= latency_ms]
+    fastest = min(as_accurate, default=None)
+    most_accurate = min(as_fast, default=None)
+    return {
+        "front_latency_ms_at_no_more_error": fastest,
+        "latency_saved": None if fastest is None else 1 - fastest / latency_ms,
+        "front_error_at_no_more_latency": most_accurate,
+        "error_saved": None if most_accurate is None else error - most_accurate,
+    }
+
+
+def front_rows(result: FinalResult) -> list[dict[str, Any]]:
+    """Return the rows of `pareto.csv`."""
+    rows = []
+    for design in result.front:
+        values = describe_evaluation(design.evaluation)
+        rows.append(
+            {
+                "design_id": design.design_id,
+                **{name: values[name] for name in ("arch", "cut", "mask", "bits", "kept_channels")},
+                "error": values["error"],
+                "error_se": values["error_se"],
+                "error_test": None if design.test is None else design.test.score.error,
+                **{
+                    name: values[name]
+                    for name in (
+                        "latency_ms",
+                        "device_ms",
+                        "link_ms",
+                        "server_ms",
+                        "payload_bytes",
+                        "energy_mj",
+                        "macs",
+                        "params",
+                    )
+                },
+            }
+        )
+    return rows

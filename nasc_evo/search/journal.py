@@ -1,0 +1,101 @@
+"""The journal of a run: `evaluations.jsonl`, one line an evaluated phenotype, as it happens."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nasc_evo.errors import UserError, one_line
+from nasc_evo.problem import Evaluation, describe_evaluation
+from nasc_evo.supernet.score import Score
+
+ScoreKey = tuple[str, str, int]
+"""Phenotype key, split, number of images."""
+
+
+def to_record(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the journal line of an evaluation as a mapping."""
+    values = describe_evaluation(evaluation)
+    first = {
+        "index": evaluation.index,
+        "key": evaluation.design.key,
+        "genome": list(evaluation.genome),
+    }
+    last = {
+        "status": "failed" if evaluation.failed else "ok",
+        "message": evaluation.score.message,
+    }
+    return first | values | last
+
+
+class Journal:
+    """Appends evaluations to a file, flushed line by line.
+
+    Args:
+        path: The file; its folder exists.
+
+    Raises:
+        UserError: If an existing file has a damaged line before its last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scores: dict[ScoreKey, Score] = {}
+        end = 0
+        if path.exists():
+            end = self._read()
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115 - open for the life of the journal
+            self._file.truncate(end)
+        except OSError as error:
+            raise UserError(f"The journal {path} cannot be written ({one_line(error)}).") from error
+
+    def _read(self) -> int:
+        """Read all whole lines; return the size of what is intact (a torn last line is not)."""
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:end].splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                key = (record["key"], record["split"], record["images"])
+                correct = record["correct"]
+                valid = (
+                    isinstance(key[0], str)
+                    and isinstance(key[1], str)
+                    and type(key[2]) is int
+                    and (correct is None or (type(correct) is int and 0 <= correct <= key[2]))
+                )
+                if not valid:
+                    raise ValueError("a field has a wrong type or range")
+                self.scores[key] = Score(correct, key[2], str(record["message"]))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(
+                    f"Line {number} of the journal {self.path} is damaged ({one_line(error)}); "
+                    "delete that line, its design will be evaluated again, and resume."
+                ) from error
+        return end
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Write one evaluation and flush.
+
+        Raises:
+            UserError: If the disk is full or the file cannot be written.
+        """
+        line = json.dumps(to_record(evaluation), allow_nan=False, separators=(",", ":"))
+        try:
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"The journal {self.path} cannot be written ({one_line(error)}); everything up to "
+                "here is kept: make room and resume."
+            ) from error
+        score = evaluation.score
+        self.scores[(evaluation.design.key, evaluation.split, score.images)] = score
+
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()

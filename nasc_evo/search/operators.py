@@ -1,0 +1,222 @@
+"""Evolutionary operators that know the genome.
+
+pymoo's default operators for integers produce floats or hardly change a genome; these work on
+genes as what they are: categories (operations, bits), an ordered cut, and a set of channel groups.
+Every child they produce is a genome of the space.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.core.crossover import Crossover
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.sampling import Sampling
+
+from nasc_evo.errors import UserError
+from nasc_evo.space import Design, SplitSpace
+
+CROSSOVERS = ("uniform", "two_point")
+
+
+def for_space(
+    space: SplitSpace,
+    *,
+    crossover: str = "uniform",
+    cut_rate: float = 0.3,
+    bits_rate: float = 0.2,
+    first: Design | None = None,
+) -> dict[str, Any]:
+    """Return fresh sampling, crossover, mutation and duplicate elimination for an algorithm.
+
+    Use as `NSGA2(pop_size=40, **for_space(problem.space))`.
+
+    Args:
+        space: Genomes and what they mean.
+        crossover: `"uniform"` or `"two_point"`.
+        cut_rate: Probability that a mutation moves a cut by one step.
+        bits_rate: Probability that a mutation draws the bits anew.
+        first: A design to begin the initial population with.
+    """
+    return {
+        "sampling": SplitSampling(space, first),
+        "crossover": SplitCrossover(space, crossover),
+        "mutation": SplitMutation(space, cut_rate, bits_rate),
+        "eliminate_duplicates": PhenotypeDuplicates(space),
+    }
+
+
+def random_genomes(
+    space: SplitSpace, n: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return `n` random genomes, spread over small and large networks and few and many channels.
+
+    Drawing every operation uniformly gives networks of nearly one size. Here each genome draws
+    its operations from frequencies of its own (Dirichlet), a number of kept groups uniformly, and
+    in half of the cases the most important groups.
+    """
+    X = np.empty((n, space.n_var), dtype=np.int64)
+    for x in X:
+        for size in np.unique(space.sizes[: space.n_arch]):
+            genes = np.flatnonzero(space.sizes[: space.n_arch] == size)
+            x[genes] = rng.choice(size, size=len(genes), p=rng.dirichlet(np.ones(size)))
+        x[space.cut_genes] = np.sort(rng.integers(0, len(space.cut_choices), space.n_links))
+        for genes, cut in zip(space.mask_genes, x[space.cut_genes], strict=True):
+            c = space.cut_choices[cut]
+            groups = int(space.groups_at[c]) or space.n_mask
+            kept = rng.integers(1, groups + 1)
+            by_importance = rng.random() < 0.5
+            order = space.importance[c, :groups] if by_importance else rng.permutation(groups)
+            x[genes] = 0
+            x[genes[order[:kept]]] = 1
+        x[space.bits_genes] = rng.integers(0, len(space.bits), space.n_links)
+    return X
+
+
+def keep_valid(space: SplitSpace, X: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Put cuts in order along the chain and empty masks on their most important group, in place."""
+    X[:, space.cut_genes] = np.sort(X[:, space.cut_genes], axis=1)
+    cuts = space.cut_choices[X[:, space.cut_genes]]
+    for k, genes in enumerate(space.mask_genes):
+        used = np.arange(space.n_mask) < space.groups_at[cuts[:, k]][:, None]
+        empty = np.flatnonzero(used.any(axis=1) & ~((X[:, genes] > 0) & used).any(axis=1))
+        X[empty, genes[space.importance[cuts[empty, k], 0]]] = 1
+    return X
+
+
+class SplitSampling(Sampling):
+    """Random genomes of a space, see :func:`random_genomes`."""
+
+    def __init__(self, space: SplitSpace, first: Design | None = None) -> None:
+        super().__init__()
+        self.space = space
+        self.first = first
+
+    def _do(
+        self,
+        problem: Problem,
+        n_samples: int,
+        *args: Any,
+        random_state: np.random.Generator,
+        **kwargs: Any,
+    ) -> NDArray[np.int64]:
+        X = random_genomes(self.space, n_samples, random_state)
+        if self.first is not None and n_samples > 0:
+            X[0] = self.space.encode(self.first)
+        return X
+
+
+class SplitCrossover(Crossover):
+    """Uniform or two-point crossover that never tears a cut from its mask.
+
+    The units exchanged are single architecture genes, each cut together with its mask, and each
+    bits gene.
+    """
+
+    def __init__(self, space: SplitSpace, kind: str = "uniform", prob: float = 0.9) -> None:
+        super().__init__(2, 2, prob=prob)
+        if kind not in CROSSOVERS:
+            raise UserError(f"crossover must be one of {', '.join(CROSSOVERS)}, got '{kind}'.")
+        self.space = space
+        self.kind = kind
+        self.unit = np.arange(space.n_var)
+        for cut, genes, bits in zip(
+            space.cut_genes, space.mask_genes, space.bits_genes, strict=True
+        ):
+            self.unit[genes] = self.unit[cut]
+            self.unit[bits] = bits
+        self.unit = np.unique(self.unit, return_inverse=True)[1]
+
+    def _do(
+        self,
+        problem: Problem,
+        X: NDArray,
+        *args: Any,
+        random_state: np.random.Generator,
+        **kwargs: Any,
+    ) -> NDArray[np.int64]:
+        n_matings = X.shape[1]
+        n_units = int(self.unit.max()) + 1
+        if self.kind == "uniform":
+            swapped = random_state.random((n_matings, n_units)) < 0.5
+        else:
+            points = np.sort(random_state.integers(0, n_units + 1, (n_matings, 2)), axis=1)
+            place = np.arange(n_units)
+            swapped = (place >= points[:, :1]) & (place < points[:, 1:])
+        genes = swapped[:, self.unit]
+        first, second = X.astype(np.int64)
+        children = np.stack([np.where(genes, second, first), np.where(genes, first, second)])
+        return np.stack([keep_valid(self.space, child) for child in children])
+
+
+class SplitMutation(Mutation):
+    """Mutation with one rate a segment; every child differs from its parent in some gene.
+
+    Architecture genes are drawn anew with rate 1 / (number of them), mask genes flipped with rate
+    1 / (number of groups at the cut), cuts moved by one step, bits drawn anew.
+    """
+
+    def __init__(self, space: SplitSpace, cut_rate: float = 0.3, bits_rate: float = 0.2) -> None:
+        super().__init__(prob=1.0)
+        for name, rate in (("cut_rate", cut_rate), ("bits_rate", bits_rate)):
+            if not 0 <= rate <= 1:
+                raise UserError(f"{name} must be in 0..1, got {rate}.")
+        self.space = space
+        self.cut_rate = cut_rate
+        self.bits_rate = bits_rate
+
+    def _do(
+        self,
+        problem: Problem,
+        X: NDArray,
+        *args: Any,
+        random_state: np.random.Generator,
+        **kwargs: Any,
+    ) -> NDArray[np.int64]:
+        children = X.astype(np.int64)
+        for child in children:
+            parent = child.copy()
+            self._mutate(child, random_state)
+            while np.array_equal(child, parent):
+                self._mutate(child, random_state)
+        return keep_valid(self.space, children)
+
+    def _mutate(self, x: NDArray[np.int64], rng: np.random.Generator) -> None:
+        space = self.space
+        genes = np.flatnonzero(rng.random(space.n_arch) < 1 / space.n_arch)
+        x[genes] = (x[genes] + rng.integers(1, space.sizes[genes])) % space.sizes[genes]
+        for cut, mask, bits in zip(
+            space.cut_genes, space.mask_genes, space.bits_genes, strict=True
+        ):
+            if rng.random() < self.cut_rate:
+                step = x[cut] + rng.choice((-1, 1))
+                x[cut] = np.clip(step, 0, space.sizes[cut] - 1)
+            groups = int(space.groups_at[space.cut_choices[x[cut]]]) or space.n_mask
+            flipped = rng.random(groups) < 1 / groups
+            x[mask[:groups]] ^= flipped
+            if rng.random() < self.bits_rate and len(space.bits) > 1:
+                x[bits] = (x[bits] + rng.integers(1, len(space.bits))) % len(space.bits)
+
+
+class PhenotypeDuplicates(DuplicateElimination):
+    """Removes individuals whose phenotype is in the population or the offspring already."""
+
+    def __init__(self, space: SplitSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    def _keys(self, population: Population) -> list[str]:
+        X = np.array([individual.X for individual in population], dtype=np.int64)
+        return [design.key for design in self.space.designs(self.space.decode_batch(X))]
+
+    def _do(
+        self, pop: Population, other: Population | None, is_duplicate: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        seen = set() if other is None else set(self._keys(other))
+        for i, key in enumerate(self._keys(pop)):
+            is_duplicate[i] = key in seen
+            seen.add(key)
+        return is_duplicate

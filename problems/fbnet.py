@@ -1,0 +1,114 @@
+"""FBNet networks, split between a device and a server."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nasc_evo.assembly import build_chain, build_dataset, evaluator_factory
+from nasc_evo.cost import CostTable, Link
+from nasc_evo.data import ImageDataset
+from nasc_evo.problem import SplitProblem
+from nasc_evo.space import Design, FBNetSpace, SplitSpace
+from nasc_evo.supernet.score import Evaluator
+
+
+class FBNetSplit(SplitProblem):
+    """Search FBNet (22 layers x 9 operations) jointly with cut, channel mask and bits.
+
+    Args:
+        device: A machine whose table ships (`edgegpu`, `raspi4`, `pixel3`, `eyeriss`, `fpga`), the
+            path of a table file, a :class:`CostTable`, or a mapping `{name, path, idle_mw}`.
+        server: Likewise; also `titan_rtx` and `xeon_gold_6226`.
+        link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
+            a mapping of its fields.
+        dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
+        evaluator: Options of :class:`nasc_evo.supernet.evaluation.SupernetEvaluator`, or any
+            :class:`Evaluator`.
+        chain: `{nodes, links, roles}` in place of device, link and server.
+        objectives: Metrics to minimise.
+        limits: Upper limits of metrics.
+        allow_raw_offload: Whether the stored image itself may be sent (cut 0).
+        min_device_blocks: Fewest blocks on the device otherwise; no privacy guarantee.
+        mask_groups: Channel groups at a cut, or `"channels"`.
+        bits: Widths of the quantiser to choose from.
+
+    Raises:
+        UserError: If an argument is unknown or out of range, or files are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        device: str | os.PathLike[str] | Mapping[str, Any] | CostTable = "edgegpu",
+        server: str | os.PathLike[str] | Mapping[str, Any] | CostTable = "titan_rtx",
+        link: str | Mapping[str, Any] | Link = "wifi",
+        dataset: str | Mapping[str, Any] | ImageDataset = "fashion_mnist",
+        evaluator: Mapping[str, Any] | Evaluator | None = None,
+        *,
+        chain: Mapping[str, Any] | None = None,
+        objectives: Sequence[str] = ("error", "latency_ms"),
+        limits: Mapping[str, float | None] | None = None,
+        allow_raw_offload: bool = False,
+        min_device_blocks: int = 2,
+        mask_groups: int | str = 8,
+        bits: Sequence[int] = (4, 6, 8),
+    ) -> None:
+        images = build_dataset(dataset)
+        architecture = FBNetSpace(images.geometry, images.n_classes)
+        chain = chain or {"nodes": [device, server], "links": [link], "roles": None}
+        costs = build_chain(architecture, chain, image_bytes=images.image_bytes)
+        make_evaluator, importance = evaluator_factory(architecture, images, evaluator, mask_groups)
+        space = SplitSpace(
+            architecture,
+            mask_groups=mask_groups,
+            bits=bits,
+            n_links=len(costs.links),
+            allow_raw_offload=allow_raw_offload,
+            min_device_blocks=min_device_blocks,
+            importance=importance,
+        )
+        super().__init__(space, costs, make_evaluator, objectives=objectives, limits=limits)
+        self.dataset = images
+
+    def notes(self) -> list[str]:
+        """Say where the cost figures are those of another data set, and fitted."""
+        notes = []
+        official = {32: "cifar100", 224: "imagenet"}[self.dataset.geometry]
+        if self.dataset.name != official:
+            notes.append(
+                f"Costs are those of the {self.dataset.geometry}x{self.dataset.geometry} networks "
+                f"for {official} (the same network but for the classifier)."
+            )
+        for node in self.chain.nodes:
+            fit = node.table.header.get("fit")
+            if isinstance(fit, dict):
+                notes.append(
+                    f"Block costs of {node.name} are fitted to whole networks, not measured; see "
+                    "the header of its table for how far they can move."
+                )
+        return notes
+
+    def fastest_design(self) -> Design:
+        """Return the design of the lowest latency in the space, found exactly.
+
+        Costs are additive, so for given cuts the fastest network has the fastest operation of
+        each layer on the node that runs it, and sends the one most important group with the
+        fewest bits.
+        """
+        space, chain = self.space, self.chain
+        fastest_ops = np.array(
+            [np.nanargmin(node.table.latency_ms[1 : 1 + space.n_arch], 1) for node in chain.nodes]
+        )
+        choices = np.arange(len(space.cut_choices))
+        cuts = np.stack(np.meshgrid(*[choices] * space.n_links, indexing="ij"), -1)
+        cuts = cuts.reshape(-1, space.n_links)
+        cuts = cuts[(np.diff(cuts, axis=1) >= 0).all(axis=1)]
+        X = np.zeros((len(cuts), space.n_var), dtype=np.int64)
+        X[:, space.cut_genes] = cuts
+        layer_block = np.arange(1, 1 + space.n_arch)
+        node_of_layer = (space.cut_choices[cuts][:, :, None] <= layer_block).sum(axis=1)
+        X[:, : space.n_arch] = fastest_ops[node_of_layer, np.arange(space.n_arch)]
+        batch = space.decode_batch(X)
+        best = int(np.argmin(chain.evaluate(batch).latency_ms))
+        return space.decode(X[best])
