@@ -573,9 +573,7 @@ def server_table(
 
     slow = f"; its networks take {median:.1f} ms in the median, longer than on a Raspberry Pi 4"
     description = f"{machine}, fitted to whole-network latencies"
-    header = base_header(
-        server, description + (slow if median > raspi4 else ""), 32, date
-    )
+    header = base_header(server, description + (slow if median > raspi4 else ""), 32, date)
     header["source"] = (
         f"{HELP_PAPER}, data/fbnet/latency/{column}.pt; identity of the skips and proportions of "
         f"the free part: {HWNAS_PAPER}"

@@ -55,9 +55,7 @@ def main() -> None:
         processor=args.processor,
         chunk=1000 if args.processor == "cuda" else 32,
     )
-    space = SplitSpace(
-        architecture, bits=(8, 32), importance=load_importance(evaluator.weights, 8)
-    )
+    space = SplitSpace(architecture, bits=(8, 32), importance=load_importance(evaluator.weights, 8))
     rng = np.random.default_rng(1)
     networks = rng.integers(0, 9, (args.networks, architecture.n_genes))
     largest = np.full(architecture.n_genes, 7)
@@ -69,7 +67,13 @@ def main() -> None:
     for index, score in evaluator.evaluate(designs, "test"):
         accuracy[index] = 1 - score.error
     unmasked, *masked = accuracy[1:].reshape(1 + len(MASKED_CUTS), -1)
-    quantiles = dict(zip(("min", "q25", "median", "q75", "max"), np.quantile(unmasked, (0, 0.25, 0.5, 0.75, 1)), strict=True))
+    quantiles = dict(
+        zip(
+            ("min", "q25", "median", "q75", "max"),
+            np.quantile(unmasked, (0, 0.25, 0.5, 0.75, 1)),
+            strict=True,
+        )
+    )
     write_result(
         args.out,
         {
@@ -85,9 +89,7 @@ def main() -> None:
                 }
                 for cut, values in zip(MASKED_CUTS, masked, strict=True)
             },
-            "importance_order": {
-                str(cut): space.importance[cut].tolist() for cut in range(1, n)
-            },
+            "importance_order": {str(cut): space.importance[cut].tolist() for cut in range(1, n)},
         },
     )
 

@@ -14,7 +14,7 @@ from nasc_evo.cost import Chain, CostTable, Link, Node
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.data import ImageDataset, get_dataset
 from nasc_evo.errors import UserError
-from nasc_evo.space import ArchitectureSpace
+from nasc_evo.space import ArchitectureSpace, FBNetSpace
 from nasc_evo.supernet.score import Evaluator
 from nasc_evo.supernet.weights import find_weights, load_importance, read_manifest
 
@@ -29,6 +29,16 @@ def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDatas
     if set(values) != {"name", "geometry"}:
         raise UserError(f"A data set is given by name and geometry, got {', '.join(values)}.")
     return get_dataset(values["name"], values["geometry"])
+
+
+ARCHITECTURES: dict[str, type[FBNetSpace]] = {"fbnet": FBNetSpace}
+
+
+def build_architecture(name: str, dataset: ImageDataset) -> ArchitectureSpace:
+    """Return the space of networks of a problem, for the geometry and classes of a data set."""
+    if name not in ARCHITECTURES:
+        raise UserError(f"problem must be one of {', '.join(ARCHITECTURES)}, got '{name}'.")
+    return ARCHITECTURES[name](dataset.geometry, dataset.n_classes)
 
 
 def build_node(
@@ -47,7 +57,7 @@ def build_node(
         if idle_mw is not None and not (isinstance(idle_mw, (int, float)) and 0 <= idle_mw < 1e9):
             raise UserError(f"{role}.idle_mw must be a number >= 0, got {idle_mw!r}.")
         if values["path"] is not None:
-            table = CostTable.load(_from_start_folder(values["path"]), space)
+            table = CostTable.load(Path(values["path"]).expanduser(), space)
             return Node(table.name, table, role, idle_mw)
         name = str(values["name"])
         return Node(name, CostTable.shipped(name, space), role, idle_mw)
@@ -58,14 +68,7 @@ def build_node(
     return Node(text, CostTable.shipped(text, space), role)
 
 
-def _from_start_folder(path: str) -> Path:
-    """Return a path relative to the folder in which the user started the program."""
-    return Path(os.path.expanduser(path))
-
-
-def build_chain(
-    space: ArchitectureSpace, chain: Mapping[str, Any], *, image_bytes: int
-) -> Chain:
+def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_bytes: int) -> Chain:
     """Return a chain of `{nodes, links, roles}`; without roles a device and servers."""
     nodes, links = chain["nodes"], chain["links"]
     roles = chain.get("roles") or [DEVICE] + [SERVER] * (len(nodes) - 1)

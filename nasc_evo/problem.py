@@ -150,7 +150,7 @@ class SplitProblem(Problem):
     def evaluator(self) -> Evaluator:
         """The source of accuracies."""
         made = self._evaluator
-        return made if hasattr(made, "evaluate") else made()  # type: ignore[return-value, operator]
+        return made if hasattr(made, "evaluate") else made()  # type: ignore[return-value]
 
     def assess(
         self,
@@ -282,7 +282,7 @@ class SplitProblem(Problem):
 
     def feasible(self, evaluations: Sequence[Evaluation]) -> NDArray[np.bool_]:
         """Return which evaluations meet every limit."""
-        return (self.limit_violations(evaluations) <= 0).all(axis=1)
+        return np.all(self.limit_violations(evaluations) <= 0, axis=1)
 
     def _evaluate(self, X: NDArray, out: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Fill F and G for pymoo.

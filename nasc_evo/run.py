@@ -26,11 +26,13 @@ def run(config: Any) -> int:
     from nasc_evo.search.loop import run_search
 
     check_problems_package()
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 110  # logs and files are not folded to the width of a small terminal
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise UserError(f"{sorted(missing)[0]} must be given, such as {sorted(missing)[0]}=my.csv.")
-    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
     check_rescore(resolved["rescore"])
     problem = hydra.utils.instantiate(config.problem)
     options = dict(resolved["algorithm"])

@@ -1,6 +1,6 @@
 """Ready-made pymoo problems of nasc_evo.
 
-    from problems import FBNetSplit
+from problems import FBNetSplit
 """
 
 from problems.fbnet import FBNetSplit

@@ -175,10 +175,9 @@ class Chain:
             energy_mj = np.full(len(batch), np.nan)
         else:
             energy_mj = radio_mj.sum(axis=1)
-            for j in np.flatnonzero(is_device):
-                figures = self.nodes[j].table.energy_mj
-                assert figures is not None
-                energy_mj += self._split_sums(figures, codes, bounds)[:, j]
+            for j, node in enumerate(self.nodes):
+                if is_device[j] and node.table.energy_mj is not None:
+                    energy_mj += self._split_sums(node.table.energy_mj, codes, bounds)[:, j]
             at_device = is_device[:-1] | is_device[1:]
             busy_ms = device_ms + transfer_ms[:, at_device].sum(axis=1)
             idle_mw = self.nodes[0].idle_mw

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
@@ -183,7 +184,7 @@ class _DownloadProgress:
     def __init__(self, description: str) -> None:
         self.description = description
         self.total = 0
-        self._progress = None
+        self._progress: Any = None
 
     def update(self, n: int) -> None:
         """Advance by `n` bytes."""

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nasc_evo.problem import Evaluation, SplitProblem
 from nasc_evo.search.indicators import hypervolume, non_dominated
+from nasc_evo.supernet.progress import TrainingProgress
 
 PLAIN_SECONDS = 10.0
 
@@ -86,3 +87,57 @@ class SearchDisplay:
             return "replaying the journal"
         seconds = (time.monotonic() - self.started) / self.computed * (self.n_eval - self.done)
         return f"about {seconds:.0f} s left"
+
+
+class TrainingDisplay:
+    """Shows steps, images a second, loss and validation of a training.
+
+    Args:
+        step: Steps done already.
+        steps: Steps in all.
+        console: Where to print.
+    """
+
+    def __init__(self, step: int, steps: int, console: Console) -> None:
+        self.console = console
+        self.shown = time.monotonic()
+        self.validation = ""
+        self.progress = Progress(
+            TextColumn("Training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("train", total=steps, completed=step, state="")
+
+    def __enter__(self) -> Self:
+        """Start showing."""
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+        self.progress.stop()
+
+    def update(self, progress: TrainingProgress) -> None:
+        """Show the state after a step."""
+        if progress.validation is not None:
+            largest, median = progress.validation["largest"], progress.validation["median"]
+            self.validation = (
+                f", accuracy {100 * largest:.1f} % largest, {100 * median:.1f} % median"
+            )
+        loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
+        state = f"{progress.images_per_second:.0f} images/s{loss}{self.validation}"
+        self.progress.update(self.task, completed=progress.step, state=state)
+        late = time.monotonic() - self.shown >= PLAIN_SECONDS
+        if not self.console.is_terminal and (late or progress.validation is not None):
+            self.shown = time.monotonic()
+            self.console.print(f"{progress.step}/{progress.steps} steps, {state}", highlight=False)

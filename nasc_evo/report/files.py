@@ -31,7 +31,9 @@ COLUMNS = (
 )
 
 
-def write_front(folder: Path, problem: SplitProblem, search: SearchResult, result: FinalResult) -> None:
+def write_front(
+    folder: Path, problem: SplitProblem, search: SearchResult, result: FinalResult
+) -> None:
     """Write `pareto.csv` and `pareto.json` of a result; numbers in full precision."""
     rows = front_rows(result)
     chain = len(problem.chain.links) > 1

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from nasc_evo.problem import SplitProblem
+from nasc_evo.problem import Evaluation, SplitProblem
 from nasc_evo.search.final import FinalResult, front_rows
 
 
@@ -18,8 +18,8 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
     table.add_column("cut", justify="right")
     table.add_column("channels", justify="right")
     table.add_column("bits", justify="right")
-    for name in ("device ms", "link ms", "server ms", "latency ms", "kB sent", "error %", "test %"):
-        table.add_column(name, justify="right")
+    for name in ("device", "link", "server", "total ms", "kB sent", "error %", "test %"):
+        table.add_column(name, justify="right", no_wrap=True)
     for i, (row, design) in enumerate(zip(front_rows(result), result.front, strict=True)):
         sent = any(design.evaluation.design.masks)
         test = row["error_test"]
@@ -43,12 +43,12 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
         console.print(f"Note: {note}", highlight=False)
 
 
-def _channels(problem: SplitProblem, evaluation: object) -> str:
+def _channels(problem: SplitProblem, evaluation: Evaluation) -> str:
     channels = problem.space.channels_at
     parts = []
     for cut, kept in zip(
-        evaluation.design.cuts,  # type: ignore[attr-defined]
-        evaluation.kept_channels,  # type: ignore[attr-defined]
+        evaluation.design.cuts,
+        evaluation.kept_channels,
         strict=True,
     ):
         parts.append(f"{kept}/{channels[cut]}" if kept else "-")
@@ -57,23 +57,23 @@ def _channels(problem: SplitProblem, evaluation: object) -> str:
 
 def _print_references(console: Console, problem: SplitProblem, result: FinalResult) -> None:
     table = Table(title="Without a split, for comparison")
-    for name in ("architecture of", "where", "latency ms", "error %", "meets limits"):
-        table.add_column(name)
-    table.add_column("front at no more error")
+    for name in ("architecture of", "where", "total ms", "error %", "limits"):
+        table.add_column(name, no_wrap=name != "where")
+    table.add_column("front, no more error")
     for row in result.references:
         saved = row["latency_saved"]
         beside = (
             "no design"
             if saved is None
-            else f"{row['front_latency_ms_at_no_more_error']:.3f} ms ({-100 * saved:+.1f} %)"
+            else f"{row['front_latency_ms_at_no_more_error']:.3f} ms ({-100 * saved:+.0f} %)"
         )
         where = row["kind"] + ("" if row["allowed"] else " (not allowed here)")
         table.add_row(
-            row["architecture_of"],
+            row["architecture_of"].removeprefix("the ").removesuffix(" design"),
             where,
             f"{row['latency_ms']:.3f}",
             f"{100 * row['error']:.2f} ± {100 * row['error_se']:.2f}",
-            "yes" if row["meets_limits"] else "no",
+            "met" if row["meets_limits"] else "missed",
             beside,
         )
     console.print(table)

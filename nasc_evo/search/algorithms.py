@@ -26,7 +26,7 @@ class RandomSearch(GeneticAlgorithm):
         )
 
     def _advance(self, infills: Population | None = None, **kwargs: Any) -> None:
-        merged = Population.merge(self.pop, infills)
+        merged = Population.merge(self.pop, infills)  # type: ignore[has-type]
         feasible = merged[merged.get("FEAS").ravel()]
         candidates = feasible if len(feasible) else merged[[np.argmin(merged.get("CV"))]]
         first = NonDominatedSorting().do(candidates.get("F"), only_non_dominated_front=True)

@@ -174,7 +174,7 @@ def reference_designs(
             values = {name: _number(column[0]) for name, column in costs.items() if column.ndim < 2}
             values["error"] = unmasked.score.error
             meets = all(
-                values[name] is not None and values[name] <= limit
+                (value := values[name]) is not None and value <= limit
                 for name, limit in problem.limits.items()
             )
             rows.append(

@@ -30,9 +30,7 @@ def non_dominated(problem: SplitProblem, evaluations: Sequence[Evaluation]) -> l
     return sorted(front, key=lambda e: (e.metric("latency_ms"), e.score.error, e.index))
 
 
-def least_infeasible(
-    problem: SplitProblem, evaluations: Sequence[Evaluation]
-) -> Evaluation | None:
+def least_infeasible(problem: SplitProblem, evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """Return the evaluation with the smallest sum of limit violations, None without any."""
     scored = [e for e in evaluations if not e.failed]
     if not scored:

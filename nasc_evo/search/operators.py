@@ -49,9 +49,7 @@ def for_space(
     }
 
 
-def random_genomes(
-    space: SplitSpace, n: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return `n` random genomes, spread over small and large networks and few and many channels.
 
     Drawing every operation uniformly gives networks of nearly one size. Here each genome draws

@@ -59,7 +59,7 @@ class ArchitectureSpace(ABC):
 
     @abstractmethod
     def position_codes(self, ops: IntArray) -> IntArray:
-        """Return, for `ops` `[P, n_genes]`, the index into each position's ops, `[P, positions]`."""
+        """Return the index into each position's ops, `[P, positions]`, for `ops` `[P, n_genes]`."""
 
     @abstractmethod
     def format(self, ops: IntArray) -> str:

@@ -198,9 +198,7 @@ class SplitSpace:
         bad = np.argwhere((genomes < 0) | (genomes > self.xu))
         if len(bad):
             row, gene = bad[0]
-            raise UserError(
-                f"Gene {gene} must be in 0..{self.xu[gene]}, got {genomes[row, gene]}."
-            )
+            raise UserError(f"Gene {gene} must be in 0..{self.xu[gene]}, got {genomes[row, gene]}.")
         cuts = genomes[:, self.cut_genes]
         if np.any(np.diff(cuts, axis=1) < 0):
             row = np.argwhere(np.diff(cuts, axis=1) < 0)[0][0]

@@ -161,8 +161,7 @@ class SupernetEvaluator:
     def evaluate(
         self, designs: Sequence[Design], split: str = "search", images: int | None = None
     ) -> Iterator[tuple[int, Score]]:
-        """Yield `(index, score)` of each design in turn; see
-        :class:`nasc_evo.supernet.score.Evaluator`."""
+        """Yield `(index, score)` of each design in turn, as :class:`Evaluator` says."""
         if images is None:
             images = self.images if split == "search" else self.split_size(split)
         torch.set_num_threads(self.threads)
@@ -194,7 +193,7 @@ class SupernetEvaluator:
         return Score(int(correct), images)
 
     def logits(self, design: Design, x: Tensor, unit: Unit) -> Tensor:
-        """Return the logits `[N, classes]` of a design for inputs `x`, convolutions run by `unit`."""
+        """Return the logits `[N, classes]` of a design for inputs `x`; `unit` runs convolutions."""
         transmissions = []
         for cut, mask, bits in zip(design.cuts, design.masks, design.bits, strict=True):
             if mask:

@@ -7,6 +7,7 @@ its diagonal blocks; every operation has batch-norm scales and shifts of its own
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ class FBNetLayer(nn.Module):
         if name == "skip":
             if g.identity:
                 return ConvBlock(())
-            (norm,) = self.norms["skip"]
+            (norm,) = self._norms_of("skip")
             return ConvBlock((ConvNorm(self.shortcut, norm.gamma, norm.beta, stride=g.stride),))
         op = conv_op(name)
         hidden = op.expansion * g.channels_in
@@ -130,7 +131,7 @@ class FBNetLayer(nn.Module):
             project = project * _diagonal_blocks(g.channels_out, hidden, op.groups, project)
             shuffled = torch.arange(hidden, device=expand.device).view(op.groups, -1).T.flatten()
             expand = expand[shuffled]
-        first, second, third = self.norms[name]
+        first, second, third = self._norms_of(name)
         return ConvBlock(
             (
                 ConvNorm(expand, first.gamma, first.beta),
@@ -139,6 +140,9 @@ class FBNetLayer(nn.Module):
             ),
             residual=g.identity,
         )
+
+    def _norms_of(self, name: str) -> list[Norm]:
+        return [cast(Norm, norm) for norm in cast(nn.ModuleList, self.norms[name])]
 
 
 def _diagonal_blocks(rows: int, columns: int, groups: int, like: Tensor) -> Tensor:
@@ -176,7 +180,10 @@ class FBNetSupernet(Supernet):
             self.stem, self.stem_norm.gamma, self.stem_norm.beta, stride=self.stem_stride
         )
         head = ConvNorm(self.head, self.head_norm.gamma, self.head_norm.beta)
-        layers = (layer.block(OPS[op]) for layer, op in zip(self.layers, ops, strict=True))
+        layers = (
+            cast(FBNetLayer, layer).block(OPS[op])
+            for layer, op in zip(self.layers, ops, strict=True)
+        )
         return [
             ConvBlock((stem,)),
             *layers,

@@ -30,9 +30,9 @@ from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
 from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
 from nasc_evo.supernet.model import Supernet, build_supernet
-from nasc_evo.supernet.weights import save_supernet
+from nasc_evo.supernet.progress import TrainingProgress
+from nasc_evo.supernet.weights import find_weights, load_supernet, save_supernet
 
-Path_ = tuple[int, ...]
 Transmission = tuple[int, Tensor, int]
 
 MASK_GROUPS = 8
@@ -53,6 +53,9 @@ class TrainingConfig:
         weight_decay: Of convolutions and classifier, not of norms and biases.
         label_smoothing: For the largest network.
         random_paths: Random networks a step.
+        largest_every: Steps between those that train the largest network; in the others it only
+            teaches the random ones.
+        init: Weight file to start from; None starts afresh.
         transmission: Share of random networks that send through a cut.
         gradient_clip: Largest norm of the gradient.
         ema: Decay of the averaged weights, which are the result.
@@ -75,6 +78,8 @@ class TrainingConfig:
     weight_decay: float = 5e-5
     label_smoothing: float = 0.1
     random_paths: int = 2
+    largest_every: int = 1
+    init: str | None = None
     transmission: float = 0.5
     gradient_clip: float = 5.0
     ema: float = 0.998
@@ -90,7 +95,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "learning_rate", "validate_every", "validation_images")
-        for name in (*positive, "validation_paths", "threads", "gradient_clip"):
+        for name in (*positive, "validation_paths", "threads", "gradient_clip", "largest_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
         for name in ("warmup", "momentum", "label_smoothing", "transmission", "ema"):
@@ -104,18 +109,9 @@ class TrainingConfig:
                 f"training.dtype must be auto, float32 or bfloat16, got '{self.dtype}'."
             )
         if self.processor not in ("auto", "cpu", "cuda"):
-            raise UserError(f"training.processor must be auto, cpu or cuda, got '{self.processor}'.")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a trainer tells after each step."""
-
-    step: int
-    steps: int
-    loss: float | None
-    images_per_second: float
-    validation: dict[str, float] | None
+            raise UserError(
+                f"training.processor must be auto, cpu or cuda, got '{self.processor}'."
+            )
 
 
 class Trainer:
@@ -157,7 +153,11 @@ class Trainer:
         self.train_sha256 = dataset.digest(train)
         self.x = to_uint8(train.x, self.device)
         self.y = torch.from_numpy(train.y).to(self.device)
-        self.supernet = build_supernet(space, torch.Generator().manual_seed(config.seed))
+        if config.init is None:
+            self.supernet = build_supernet(space, torch.Generator().manual_seed(config.seed))
+        else:
+            path = find_weights(space, dataset, config.init)
+            self.supernet = load_supernet(space, dataset, path).train().requires_grad_(True)
         self.supernet.to(self.device)
         self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
         self.optimizer = self._optimizer()
@@ -190,7 +190,7 @@ class Trainer:
         done = (step - warmup) / max(1, self.steps - warmup)
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def fair_path(self, index: int) -> Path_:
+    def fair_path(self, index: int) -> tuple[int, ...]:
         """Return random path `index`; each run of as many paths as there are ops uses each once."""
         choices = [len(ops) for ops in self.space.gene_ops]
         turn, place = divmod(index, max(choices))
@@ -252,9 +252,12 @@ class Trainer:
             group["lr"] = self.learning_rate(step)
         x, y = self.batch(step)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.supernet(x, self.supernet.largest(), batch_norm_unit)
-        loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-        loss.backward()
+        trains_largest = step % config.largest_every == 0
+        with torch.set_grad_enabled(trains_largest):
+            logits = self.supernet(x, self.supernet.largest(), batch_norm_unit)
+            loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+        if trains_largest:
+            loss.backward()
         teacher = logits.detach().softmax(dim=1)
         rng = self._rng(4, step)
         for i in range(config.random_paths):
@@ -273,7 +276,7 @@ class Trainer:
 
     def run(
         self,
-        report: Callable[[Progress], None] = lambda progress: None,
+        report: Callable[[TrainingProgress], None] = lambda progress: None,
         max_seconds: float | None = None,
         checkpoint_seconds: float = 120.0,
     ) -> Path | None:
@@ -308,7 +311,7 @@ class Trainer:
                 period = self.config.validate_every * self.steps_per_epoch
                 if self.step % period == 0 or self.step == self.steps:
                     validation = self._validate_and_keep(loss_shown, rate)
-                report(Progress(self.step, self.steps, loss_shown, rate, validation))
+                report(TrainingProgress(self.step, self.steps, loss_shown, rate, validation))
                 if now - saved > checkpoint_seconds:
                     self.save()
                     saved = now
@@ -416,7 +419,11 @@ class Trainer:
             "recipe": asdict(self.config),
             "steps": self.steps,
             "train_sha256": self.train_sha256,
-            "validation": {"split": "search", "images": self.config.validation_images, **validation},
+            "validation": {
+                "split": "search",
+                "images": self.config.validation_images,
+                **validation,
+            },
             "versions": {"nasc_evo": __version__, "torch": str(torch.__version__)},
         }
         importance = self.channel_importance(supernet)

@@ -105,7 +105,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if not name.startswith(IMPORTANCE_PREFIX)]
+            names = [n for n in file.keys() if not n.startswith(IMPORTANCE_PREFIX)]  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"The weight file {path} is damaged ({one_line(error)}).") from error
@@ -147,7 +147,7 @@ def load_importance(path: Path, mask_groups: int | str) -> dict[int, list[int]]:
     order = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 - no mapping
                 if name.startswith(IMPORTANCE_PREFIX):
                     scores = file.get_tensor(name).astype(np.float64)
                     if mask_groups != "channels":

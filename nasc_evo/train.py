@@ -1,0 +1,60 @@
+"""`python -m nasc_evo.train`: train the supernet of a problem on a data set."""
+
+from pathlib import Path
+from typing import Any
+
+from nasc_evo.errors import UserError
+from nasc_evo.hydra_app import EXIT_INTERRUPTED, launch
+
+
+def main() -> None:
+    """Run the application."""
+    launch("train", run)
+
+
+def run(config: Any) -> int:
+    """Train with a composed configuration; return the exit code."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from nasc_evo.assembly import build_architecture, build_dataset
+    from nasc_evo.report.display import TrainingDisplay
+    from nasc_evo.supernet.training import Trainer, TrainingConfig
+
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    max_minutes = resolved["max_minutes"]
+    if max_minutes is not None and not max_minutes > 0:
+        raise UserError(f"max_minutes must be above 0, got {max_minutes}.")
+    console = Console()
+    dataset = build_dataset(resolved["dataset"])
+    space = build_architecture(config.problem, dataset)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is not None and not (folder / "checkpoint.pt").is_file():
+        raise UserError(f"resume={config.resume} holds no checkpoint.pt to continue from.")
+    trainer = Trainer(space, dataset, TrainingConfig(**resolved["training"]), folder)
+    console.print(
+        f"Training {space.name} at {space.geometry}x{space.geometry} on {dataset.name} "
+        f"({len(trainer.y)} images) on {trainer.device.type}, step {trainer.step} of "
+        f"{trainer.steps}, in {folder}",
+        highlight=False,
+    )
+    try:
+        with TrainingDisplay(trainer.step, trainer.steps, console) as display:
+            seconds = None if max_minutes is None else 60 * max_minutes
+            path = trainer.run(display.update, max_seconds=seconds)
+    except KeyboardInterrupt:
+        path = None
+    if path is None:
+        console.print(
+            f"Stopped at step {trainer.step} of {trainer.steps}; continue with the same command "
+            f"and resume={folder}",
+            highlight=False,
+        )
+        return EXIT_INTERRUPTED
+    console.print(f"Weights: {path} (use them with evaluator.weights={path})", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    main()
