@@ -55,7 +55,9 @@ def main() -> None:
         processor=args.processor,
         chunk=1000 if args.processor == "cuda" else 32,
     )
-    space = SplitSpace(architecture, bits=(8, 32), importance=load_importance(evaluator.weights, 8))
+    space = SplitSpace(
+        architecture, bits=(8, 32), channel_importance=load_importance(evaluator.weights)
+    )
     rng = np.random.default_rng(1)
     networks = rng.integers(0, 9, (args.networks, architecture.n_genes))
     largest = np.full(architecture.n_genes, 7)

@@ -89,15 +89,13 @@ def evaluator_factory(
     space: ArchitectureSpace,
     dataset: ImageDataset,
     evaluator: Mapping[str, Any] | Evaluator | None,
-    mask_groups: int | str,
-) -> tuple[Evaluator | Callable[[], Evaluator], dict[int, list[int]]]:
-    """Return an evaluator, or a function that makes it, and the importance of channel groups.
+) -> tuple[Evaluator | Callable[[], Evaluator], dict[int, Any]]:
+    """Return an evaluator, or a function that makes it, and the importance of channels.
 
     Args:
         space: Space of architectures.
         dataset: Images.
         evaluator: An evaluator, options of the supernet evaluator, or None for its defaults.
-        mask_groups: As in :class:`nasc_evo.space.SplitSpace`.
 
     Raises:
         UserError: If the supernet evaluator's weights are missing, damaged or do not fit.
@@ -118,4 +116,4 @@ def evaluator_factory(
         except TypeError as error:
             raise UserError(f"Unknown option of the supernet evaluator: {error}.") from error
 
-    return make, load_importance(weights, mask_groups)
+    return make, load_importance(weights)

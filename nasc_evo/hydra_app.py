@@ -4,17 +4,20 @@ Hydra composes the configuration; everything that goes wrong on the way - a typo
 unknown option, a mistake found by the program - ends as one sentence and a non-zero exit code.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra.utils
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nasc_evo.config import config_folder, group_options
 from nasc_evo.errors import UserError, one_line
@@ -84,6 +87,16 @@ def register() -> None:
     )
 
 
+def instantiate(config: Any) -> Any:
+    """Return the object that a configuration describes; a user's mistake stays what it is."""
+    try:
+        return hydra.utils.instantiate(config)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
 def launch(config_name: str, task: Callable[[Any], int]) -> None:
     """Run a Hydra application and exit the process.
 
@@ -96,9 +109,12 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     codes = []
+    started = False
 
     def run(config: Any) -> None:
         """Run one job; a user's mistake ends this job, not the others of a sweep."""
+        nonlocal started
+        started = True
         try:
             codes.append(task(config))
         except UserError as error:
@@ -106,6 +122,7 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
                 raise
             print(f"Error: {one_line(error)}", file=sys.stderr)
             codes.append(EXIT_USER_ERROR)
+            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
@@ -115,12 +132,23 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        if debug:
+    except Exception as error:
+        # before a job starts, whatever goes wrong lies in the options; Hydra raises many types
+        if debug or (started and not isinstance(error, OSError)):
             raise
         print(f"Error: {_readable(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(max(codes, default=0))
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the output folder that Hydra made, and parents below here, where they are empty."""
+    here = Path.cwd()
+    with contextlib.suppress(OSError):
+        for path in (folder, *folder.parents):
+            if path == here or not path.is_relative_to(here):
+                break
+            path.rmdir()
 
 
 def _readable(error: BaseException) -> str:
@@ -133,8 +161,8 @@ def _readable(error: BaseException) -> str:
             return (
                 f"There is no {group} '{option}'; available are {', '.join(group_options(group))}."
             )
+    if error.__cause__ is not None:
+        text = f"{text}: {one_line(error.__cause__)}"
     text = text.split(" full_key:")[0].split(" object_type=")[0]
-    if isinstance(error, OmegaConfBaseException) and error.full_key:
-        text = f"{error.full_key}: {text}"
     hint = "" if isinstance(error, OSError) else " (see --help for all options)"
     return text + hint

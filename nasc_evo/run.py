@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nasc_evo.errors import UserError
-from nasc_evo.hydra_app import EXIT_INFEASIBLE, EXIT_INTERRUPTED, launch
+from nasc_evo.hydra_app import EXIT_INFEASIBLE, EXIT_INTERRUPTED, instantiate, launch
 
 
 def main() -> None:
@@ -14,7 +14,6 @@ def main() -> None:
 
 def run(config: Any) -> int:
     """Run one search with a composed configuration; return the exit code."""
-    import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -23,7 +22,7 @@ def run(config: Any) -> int:
     from nasc_evo.search.algorithms import create_algorithm
     from nasc_evo.search.final import check_rescore, final_result
     from nasc_evo.search.folder import RunFolder
-    from nasc_evo.search.loop import run_search
+    from nasc_evo.search.loop import check_budget, run_search
 
     check_problems_package()
     console = Console()
@@ -34,7 +33,8 @@ def run(config: Any) -> int:
         raise UserError(f"{sorted(missing)[0]} must be given, such as {sorted(missing)[0]}=my.csv.")
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     check_rescore(resolved["rescore"])
-    problem = hydra.utils.instantiate(config.problem)
+    check_budget(config.n_eval, config.seed)
+    problem = instantiate(config.problem)
     options = dict(resolved["algorithm"])
     algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
     identity = {

@@ -58,7 +58,7 @@ class FBNetSplit(SplitProblem):
         architecture = FBNetSpace(images.geometry, images.n_classes)
         chain = chain or {"nodes": [device, server], "links": [link], "roles": None}
         costs = build_chain(architecture, chain, image_bytes=images.image_bytes)
-        make_evaluator, importance = evaluator_factory(architecture, images, evaluator, mask_groups)
+        make_evaluator, importance = evaluator_factory(architecture, images, evaluator)
         space = SplitSpace(
             architecture,
             mask_groups=mask_groups,
@@ -66,7 +66,7 @@ class FBNetSplit(SplitProblem):
             n_links=len(costs.links),
             allow_raw_offload=allow_raw_offload,
             min_device_blocks=min_device_blocks,
-            importance=importance,
+            channel_importance=importance,
         )
         super().__init__(space, costs, make_evaluator, objectives=objectives, limits=limits)
         self.dataset = images

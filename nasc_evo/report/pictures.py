@@ -101,7 +101,8 @@ def _limit_view(axes: Axes, error: list[float], result: FinalResult) -> None:
     """Keep evaluated designs that are far worse than the front from squeezing it."""
     shown = [*error, *(100 * row["error"] for row in result.references)]
     span = max(shown) - min(shown)
-    axes.set_ylim(max(0.0, min(shown) - 0.15 * span - 0.5), max(shown) + 0.5 * span + 1.0)
+    highest = min(100.0, max(shown) + 0.5 * span + 1.0)
+    axes.set_ylim(max(0.0, min(shown) - 0.15 * span - 0.5), highest)
 
 
 def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:

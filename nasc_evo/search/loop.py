@@ -36,6 +36,13 @@ class SearchResult:
     interrupted: bool = False
 
 
+def check_budget(n_eval: int, seed: int) -> None:
+    """Raise a UserError unless budget and seed are whole numbers in range."""
+    for name, value, lowest in (("n_eval", n_eval, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise UserError(f"{name} must be a whole number of at least {lowest}, got {value!r}.")
+
+
 def run_search(
     problem: SplitProblem,
     algorithm: Any,
@@ -56,9 +63,7 @@ def run_search(
     Raises:
         UserError: If the budget or seed is no whole number in range.
     """
-    for name, value, lowest in (("n_eval", n_eval, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-            raise UserError(f"{name} must be a whole number of at least {lowest}, got {value!r}.")
+    check_budget(n_eval, seed)
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
     used: dict[str, Evaluation] = {}

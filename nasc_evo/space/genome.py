@@ -83,8 +83,8 @@ class SplitSpace:
         allow_raw_offload: Whether the stored input image may be sent (cut 0).
         min_device_blocks: Fewest blocks before the first cut, raw offload apart. Keeping blocks
             on the device is no privacy guarantee.
-        importance: For each cut index the mask genes from most to least important; where missing,
-            their order in the tensor.
+        channel_importance: For cut indices a score a channel, larger means more important; a
+            group's score is the sum of its channels'. Where missing, the order in the tensor counts.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -99,7 +99,7 @@ class SplitSpace:
         n_links: int = 1,
         allow_raw_offload: bool = False,
         min_device_blocks: int = 2,
-        importance: Mapping[int, Sequence[int]] | None = None,
+        channel_importance: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         self.architecture = architecture
         self.n_links = n_links
@@ -120,7 +120,8 @@ class SplitSpace:
         self.channels_at = np.array([shape[0] for shape in architecture.cut_shapes] + [0])
         self.groups_at = self._groups_at(mask_groups)
         self.n_mask = int(self.groups_at.max())
-        self.importance = self._importance_array(importance or {})
+        self.importance = self._importance_order(channel_importance or {})
+        """Mask genes from most to least important at each cut, `[n_blocks + 1, n_mask]`."""
         self.n_arch = architecture.n_genes
         self.segment = 2 + self.n_mask
         self.n_var = self.n_arch + n_links * self.segment
@@ -159,16 +160,16 @@ class SplitSpace:
         groups[1:-1] = mask_groups
         return groups
 
-    def _importance_array(self, importance: Mapping[int, Sequence[int]]) -> IntArray:
+    def _importance_order(self, scores: Mapping[int, Sequence[float]]) -> IntArray:
         order = np.tile(np.arange(self.n_mask), (len(self.groups_at), 1))
-        for cut, ranking in importance.items():
-            n_groups = self.groups_at[cut]
-            if sorted(ranking) != list(range(n_groups)):
+        for cut, values in scores.items():
+            n_groups, channels = self.groups_at[cut], self.channels_at[cut]
+            if np.shape(values) != (channels,) or not np.isfinite(values).all():
                 raise UserError(
-                    f"The importance order at cut {cut} must name each of {n_groups} groups once, "
-                    f"got {list(ranking)}."
+                    f"The importance at cut {cut} must be {channels} finite numbers, one a channel."
                 )
-            order[cut, :n_groups] = ranking
+            groups = np.reshape(values, (n_groups, -1)).sum(axis=1)
+            order[cut, :n_groups] = np.argsort(-groups, kind="stable")
         return order
 
     @property

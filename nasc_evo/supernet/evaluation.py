@@ -6,6 +6,8 @@ split; they are folded into its convolutions, and the folded network - the one t
 deployed - is scored. The result depends on weights, images, phenotype and *numerics* alone.
 """
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -35,6 +37,19 @@ def has_native_bfloat16() -> bool:
     except AttributeError:  # torch < 2.11
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of returning them to the system each time.
+
+    Activations of tens of megabytes come and go with every layer; getting fresh pages for each of
+    them takes a third of the time of a calibration. Without glibc nothing happens.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 class SupernetEvaluator:
@@ -102,6 +117,8 @@ class SupernetEvaluator:
         self.chunk = chunk
         self.threads = threads
         self.weights = find_weights(space, dataset, weights)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._inputs: dict[str, tuple[Tensor, Tensor]] = {}
         available = self.split_size("search")
         self.images: int = available if images == "full" else int(images)

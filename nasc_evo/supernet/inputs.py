@@ -11,7 +11,7 @@ from nasc_evo.data.images import ImageDataset
 
 def to_uint8(x: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return stored images `[N, H, W, C]` as a uint8 tensor `[N, C, H, W]` on a device."""
-    return torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2)
+    return torch.tensor(x).to(device).permute(0, 3, 1, 2)
 
 
 def pad_and_resize(x: Tensor, dataset: ImageDataset) -> Tensor:

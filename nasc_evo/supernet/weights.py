@@ -134,29 +134,22 @@ def load_supernet(space: ArchitectureSpace, dataset: ImageDataset, path: Path) -
     return supernet.eval().requires_grad_(False)
 
 
-def load_importance(path: Path, mask_groups: int | str) -> dict[int, list[int]]:
-    """Return, for each inner cut, the mask genes from most to least important.
-
-    Args:
-        path: Weight file.
-        mask_groups: Number of equal groups, or `"channels"`.
+def load_importance(path: Path) -> dict[int, NDArray[np.float64]]:
+    """Return, for each inner cut, the importance of its channels; larger means more important.
 
     Raises:
         UserError: If the file is damaged.
     """
-    order = {}
+    scores = {}
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if name.startswith(IMPORTANCE_PREFIX):
-                    scores = file.get_tensor(name).astype(np.float64)
-                    if mask_groups != "channels":
-                        scores = scores.reshape(int(mask_groups), -1).sum(axis=1)
                     cut = int(name.removeprefix(IMPORTANCE_PREFIX))
-                    order[cut] = np.argsort(-scores, kind="stable").tolist()
+                    scores[cut] = file.get_tensor(name).astype(np.float64)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"The weight file {path} is damaged ({one_line(error)}).") from error
-    return order
+    return scores
 
 
 def save_supernet(

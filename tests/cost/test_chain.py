@@ -7,7 +7,6 @@ from nasc_evo.cost import Chain, CostTable, Link, Node, Radio
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.errors import UserError
 from nasc_evo.space import FBNetSpace, SplitSpace
-from nasc_evo.space.fbnet import OPS
 from tests.conftest import needs_data
 
 SPACE = FBNetSpace(32, 10)

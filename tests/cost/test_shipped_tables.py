@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 from scipy.stats import kendalltau
+
+from tests.conftest import needs_data
 
 TABLES = Path(__file__).resolve().parents[2] / "nasc_evo" / "cost" / "tables"
 OPS = ["k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip"]
@@ -88,14 +89,6 @@ def floating(name: str) -> np.ndarray:
     fixed, layers = arrays(name, "latency_ms")
     free = [row.min() if p in RESHAPING else 0.0 for p, row in zip(LAYERS, layers, strict=True)]
     return np.array([fixed[0], *free, fixed[1:].sum()])
-
-
-def data_file(name: str) -> Path:
-    """Return a file of the data folder or skip the test."""
-    path = Path(os.environ.get("NASC_EVO_DATA", "")) / "hwnas" / name
-    if not os.environ.get("NASC_EVO_DATA") or not path.is_file():
-        pytest.skip(f"needs NASC_EVO_DATA with hwnas/{name}")
-    return path
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,7 +206,7 @@ def test_the_slow_xeon_is_said_to_be_slow() -> None:
 
 @pytest.mark.parametrize(("geometry", "device"), OFFICIAL)
 def test_official_figures_bit_for_bit(geometry: int, device: str) -> None:
-    with np.load(data_file("fbnet_layer_costs.npz"), allow_pickle=False) as z:
+    with np.load(needs_data("hwnas/fbnet_layer_costs.npz"), allow_pickle=False) as z:
         dataset = z["datasets"].tolist().index({32: "cifar100", 224: "ImageNet"}[geometry])
         metrics = z["metrics"].tolist()
         assert z["ops"].tolist() == OPS
@@ -231,7 +224,7 @@ def test_official_figures_bit_for_bit(geometry: int, device: str) -> None:
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_fitted_tables_score_as_they_say(server: str) -> None:
-    with np.load(data_file("fbnet_servers_help.npz"), allow_pickle=False) as z:
+    with np.load(needs_data("hwnas/fbnet_servers_help.npz"), allow_pickle=False) as z:
         archs, y = z["archs"].astype(int), z[SERVERS[server]].astype(float)
     fixed, layers = arrays(f"fbnet_32_{server}", "latency_ms")
     predicted = fixed.sum() + layers[np.arange(22), archs].sum(axis=1)

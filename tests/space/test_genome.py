@@ -53,8 +53,10 @@ def test_mask_and_bits_are_absent_where_nothing_is_masked(cut):
 
 
 def test_an_empty_mask_stands_for_the_most_important_group():
-    importance = {10: [5, 1, 0, 2, 3, 4, 6, 7]}
-    space = SplitSpace(ARCHITECTURE, importance=importance)
+    scores = np.ones(32)
+    scores[21] = 9.0  # a channel of group 5: cut 10 has 32 channels, 4 a group
+    space = SplitSpace(ARCHITECTURE, channel_importance={10: scores})
+    assert space.importance[10].tolist() == [5, 0, 1, 2, 3, 4, 6, 7]
     assert space.decode(genome(space, mask="00000000")).masks == ("00000100",)
     assert space.decode(genome(space, cut=11, mask="00000000")).masks == ("10000000",)
 
@@ -116,7 +118,7 @@ def test_cuts_that_decrease_are_refused():
         ({"min_device_blocks": 0}, "must be in 1..24"),
         ({"min_device_blocks": 25}, "must be in 1..24"),
         ({"n_links": 0}, "at least one link"),
-        ({"importance": {10: [0, 0, 1, 2, 3, 4, 5, 6]}}, "must name each of 8 groups once"),
+        ({"channel_importance": {10: [1.0] * 8}}, "at cut 10 must be 32 finite numbers"),
     ],
 )
 def test_impossible_spaces_are_refused(options, message):

@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+import torch
+
+from nasc_evo.data import get_dataset
+from nasc_evo.errors import UserError
+from nasc_evo.space import Design, FBNetSpace, SplitSpace
+from nasc_evo.supernet.blocks import Calibration
+from nasc_evo.supernet.evaluation import SupernetEvaluator
+from nasc_evo.supernet.score import Score
+from nasc_evo.supernet.transmission import channel_mask, transmit
+
+SPACE = FBNetSpace(32, 10)
+SPLIT = SplitSpace(SPACE, bits=(4, 8, 32), min_device_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    return SupernetEvaluator(
+        SPACE, get_dataset("fashion_mnist"), images=64, calibration_images=32, dtype="float32"
+    )
+
+
+def design(ops, cut, mask="11111111", bits=32) -> Design:
+    ops = tuple(int(op) for op in ops)
+    mask = mask if 0 < cut < 24 else ""
+    return Design(SPACE.format(ops), ops, (cut,), (mask,), (bits if mask else 0,))
+
+
+OPS = np.random.default_rng(0).integers(0, 9, 22)
+
+
+def test_head_and_tail_equal_the_whole_network_at_every_cut(evaluator):
+    x = evaluator._split("search")[0][:8]
+    with torch.inference_mode():
+        calibration = Calibration()
+        evaluator.logits(design(OPS, 24), evaluator._calibration, calibration)
+        whole = evaluator.logits(design(OPS, 24), x, calibration.folded())
+        blocks = evaluator._supernet.blocks(OPS)
+        for cut in range(1, 24):
+            unit = calibration.folded()
+            sent = x
+            for block in blocks[:cut]:
+                sent = block(sent, unit)
+            assert tuple(sent.shape[1:]) == SPACE.cut_shapes[cut]
+            received = sent.clone()
+            for block in blocks[cut:]:
+                received = block(received, unit)
+            assert torch.allclose(received, whole, atol=1e-4)
+            full = evaluator.logits(design(OPS, cut), x, calibration.folded())
+            assert torch.allclose(full, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("cut", [1, 10, 23])
+def test_a_masked_design_is_the_network_with_zeroed_channels(evaluator, cut):
+    masked = design(OPS, cut, "01000010", 32)
+    x = evaluator._split("search")[0][:8]
+    with torch.inference_mode():
+        calibration = Calibration()
+        evaluator.logits(masked, evaluator._calibration, calibration)
+        got = evaluator.logits(masked, x, calibration.folded())
+        unit = calibration.folded()
+        blocks = evaluator._supernet.blocks(OPS)
+        y = x
+        for block in blocks[:cut]:
+            y = block(y, unit)
+        group = y.shape[1] // 8
+        zeroed = torch.zeros_like(y)
+        for index in (1, 6):
+            part = slice(index * group, (index + 1) * group)
+            zeroed[:, part] = y[:, part]
+        for block in blocks[cut:]:
+            zeroed = block(zeroed, unit)
+    assert torch.equal(zeroed, got)
+
+
+def test_the_mask_of_training_is_that_of_evaluation():
+    x = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(0))
+    kept = channel_mask("11000000", 32)
+    with torch.no_grad():
+        evaluated = transmit(x, kept, 6)
+    trained = transmit(x.requires_grad_(True), kept, 6).detach()
+    assert torch.allclose(evaluated, trained, atol=1e-6)
+
+
+def test_shipped_weights_recognise_images(evaluator):
+    scores = dict(evaluator.evaluate([design([7] * 22, 24), design(OPS, 24)], images=512))
+    assert scores[0].error < 0.15
+    assert scores[1].error < 0.2
+
+
+def test_fewer_bits_and_channels_lose_accuracy_but_not_all(evaluator):
+    order = [design(OPS, 10), design(OPS, 10, "10000000", 4)]
+    full, least = (score.error for _, score in evaluator.evaluate(order, images=512))
+    assert full < least < 0.6
+
+
+def test_a_score_depends_on_the_design_alone(evaluator):
+    population = [
+        design(OPS, 24),
+        design(OPS, 10, "11000000", 4),
+        design(np.full(22, 8), 5, "00000001", 8),
+        design(OPS, 10, "11000000", 8),
+    ]
+    together = dict(evaluator.evaluate(population))
+    for i, one in enumerate(population):
+        assert dict(evaluator.evaluate([one]))[0] == together[i]
+
+
+def test_scores_state_their_standard_error():
+    score = Score(correct=90, images=100)
+    assert score.error == pytest.approx(0.1)
+    assert score.standard_error == pytest.approx(np.sqrt(0.1 * 0.9 / 100))
+
+
+def test_outputs_that_are_not_finite_are_a_failure_not_a_number(evaluator):
+    broken = SupernetEvaluator(
+        SPACE, evaluator.dataset, images=64, calibration_images=32, dtype="float32"
+    )
+    broken._supernet.classifier_bias.fill_(float("nan"))
+    ((_, score),) = broken.evaluate([design(OPS, 24)])
+    assert score.correct is None
+    assert "not finite" in score.message
+    assert np.isnan(score.error)
+
+
+def test_the_search_split_is_balanced_at_every_size(evaluator):
+    labels = evaluator._split("search")[1]
+    for n in (64, 256, 2000):
+        counts = torch.bincount(labels[:n], minlength=10)
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 0}, "evaluator.images must be a positive whole number or 'full', got 0"),
+        ({"images": 2001}, "more than the 2000 images"),
+        ({"images": "all"}, "got 'all'"),
+        ({"dtype": "int8"}, "evaluator.dtype must be one of auto, float32, bfloat16, got 'int8'"),
+        ({"chunk": 0}, "evaluator.chunk must be a positive whole number, got 0"),
+        ({"threads": 1.5}, "evaluator.threads must be"),
+        ({"calibration_images": True}, "got True"),
+        ({"processor": "tpuu"}, "evaluator.processor must be cpu or cuda"),
+        ({"weights": "none.safetensors"}, "There is no weight file none.safetensors"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        SupernetEvaluator(SPACE, get_dataset("fashion_mnist"), **options)
+
+
+def test_missing_weights_say_how_to_train_them():
+    dataset = get_dataset("cifar100")
+    with pytest.raises(UserError, match=r"python -m nasc_evo.train problem=fbnet dataset=cifar100"):
+        SupernetEvaluator(FBNetSpace(32, 100), dataset)

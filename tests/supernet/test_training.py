@@ -1,0 +1,152 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from nasc_evo.data.images import ImageDataset, Images
+from nasc_evo.errors import UserError
+from nasc_evo.space import FBNetSpace
+from nasc_evo.supernet.training import Trainer, TrainingConfig
+from nasc_evo.supernet.weights import load_importance, load_supernet, read_manifest
+
+
+class Blobs(ImageDataset):
+    """Forty images of two classes: bright on the left or on the right."""
+
+    name = "blobs"
+    class_names = ("left", "right")
+    mean = (0.25, 0.25, 0.25)
+    std = (0.4, 0.4, 0.4)
+    image_bytes = 3072
+
+    def _split(self, name: str) -> Images:
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 60, (40, 32, 32, 3)).astype(np.uint8)
+        y = np.arange(40) % 2
+        x[y == 0, :, :16] += 150
+        x[y == 1, :, 16:] += 150
+        return Images(x, y.astype(np.int64))
+
+
+SPACE = FBNetSpace(32, 2)
+CONFIG = TrainingConfig(
+    epochs=2,
+    batch_size=10,
+    learning_rate=0.05,
+    validate_every=1,
+    validation_paths=2,
+    validation_images=20,
+    cutout=0,
+)
+
+
+def trainer(folder, config=CONFIG):
+    return Trainer(SPACE, Blobs(), config, folder)
+
+
+def test_training_runs_to_weights_that_load(tmp_path):
+    seen = []
+    path = trainer(tmp_path).run(seen.append)
+    assert path == tmp_path / "fbnet_32_blobs.safetensors"
+    assert [progress.step for progress in seen] == list(range(1, 9))
+    manifest = read_manifest(path, SPACE, Blobs())
+    assert manifest["recipe"]["epochs"] == 2
+    assert manifest["n_classes"] == 2
+    load_supernet(SPACE, Blobs(), path)
+    assert sorted(load_importance(path)) == list(range(1, 24))
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1.0", "2.0"]
+
+
+def test_resumed_training_equals_uninterrupted(tmp_path):
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    first = trainer(tmp_path / "parts")
+
+    def stop(progress):
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    second = trainer(tmp_path / "parts")
+    assert second.step == 3
+    second.run()
+    pairs = zip(whole.supernet.parameters(), second.supernet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    pairs = zip(whole.averaged, second.averaged, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    first = trainer(tmp_path)
+    tmp_path.mkdir(exist_ok=True)
+    first.save()
+    with pytest.raises(UserError, match="belongs to another space, data set or recipe"):
+        trainer(tmp_path, TrainingConfig(epochs=3, batch_size=10))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    first = trainer(tmp_path)
+    first.save()
+    content = first.checkpoint.read_bytes()
+    first.checkpoint.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        trainer(tmp_path)
+
+
+def test_paths_are_fair(tmp_path):
+    one = trainer(tmp_path)
+    paths = np.array([one.fair_path(i) for i in range(18)])
+    for turn in (paths[:9], paths[9:]):
+        for layer in range(22):
+            assert sorted(turn[:, layer]) == list(range(9))
+    assert not np.array_equal(paths[:9], paths[9:])
+
+
+def test_transmissions_are_aligned_to_groups_at_inner_cuts(tmp_path):
+    one = trainer(tmp_path)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(300):
+        ((cut, kept, bits),) = one.random_transmission(rng)
+        seen.add(cut)
+        channels = SPACE.cut_shapes[cut][0]
+        groups = kept.view(8, channels // 8)
+        assert (groups.all(1) | ~groups.any(1)).all()
+        assert groups.any()
+        assert bits in (4, 6, 8, 32)
+    assert seen == set(range(1, 24))
+
+
+def test_augmentation_keeps_images_and_is_a_function_of_the_step(tmp_path):
+    one = trainer(tmp_path)
+    first, labels = one.batch(0)
+    again, _ = one.batch(0)
+    assert torch.equal(first, again)
+    assert first.shape == (10, 3, 32, 32)
+    assert not torch.equal(first, one.batch(1)[0])
+    bright = first.mean(dim=(1, 2))
+    assert len(labels) == len(bright) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "training.epochs must be above 0, got 0"),
+        ({"learning_rate": -1.0}, "training.learning_rate must be above 0"),
+        ({"ema": 1.5}, r"training.ema must be in 0..1, got 1.5"),
+        ({"cutout": -1}, "training.cutout must not be negative"),
+        ({"dtype": "int8"}, "training.dtype must be"),
+        ({"processor": "tpu"}, "training.processor must be"),
+    ],
+)
+def test_impossible_recipes_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        TrainingConfig(**options)
+
+
+def test_more_images_a_step_than_there_are_is_refused(tmp_path):
+    with pytest.raises(UserError, match="more than the 40 training images"):
+        trainer(tmp_path, TrainingConfig(batch_size=64))

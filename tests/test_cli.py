@@ -1,0 +1,253 @@
+"""The command line as a user meets it, in processes of its own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from nasc_evo.config import config_folder, group_options
+from nasc_evo.hydra_app import register
+from nasc_evo.search.algorithms import create_algorithm
+from tests.conftest import FAST_OPTIONS, needs_data
+
+GROUPS = ("algorithm", "chain", "dataset", "device", "evaluator", "link", "problem", "server")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "pareto.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (group, name)
+        for group in GROUPS
+        for name in group_options(group)
+        if name != "cifar100"  # has no weights that ship: a user's mistake below
+    ],
+)
+def test_every_option_of_every_group_composes_and_builds(group, option):
+    if option == "agemoea":
+        pytest.importorskip("numba", reason="the optional extra agemoea is not installed")
+    overrides = [f"{group}={option}"]
+    if option == "table":
+        table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
+        overrides.append(f"{group}.path={table}")
+    import hydra
+
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose("config", overrides)
+    problem = hydra.utils.instantiate(config.problem)
+    options = OmegaConf.to_container(config.algorithm)
+    assert create_algorithm(options.pop("name"), problem, options) is not None
+    X = problem.space.xl[None]
+    assert problem.costs(problem.space.decode_batch(X))["latency_ms"][0] > 0
+    if group in ("device", "server"):
+        node = problem.chain.nodes[("device", "server").index(group)]
+        assert node.name == ("pixel3" if option == "table" else option)
+    if group == "link":
+        assert problem.chain.links[0].name == option
+
+
+def test_a_search_writes_what_it_promises(cli, tmp_path):
+    result = cli(*FAST_OPTIONS, "limits.latency_ms=15", "hydra.run.dir=out")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "out"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "pareto.csv",
+        "pareto.json",
+        "evaluations.jsonl",
+        "front.png",
+        "front.svg",
+        "manifest.json",
+        ".hydra",
+    }
+    front = rows(folder)
+    document = json.loads((folder / "pareto.json").read_text())
+    assert [int(row["design_id"]) for row in front] == [
+        design["design_id"] for design in document["front"]
+    ]
+    journal = without_times(folder)
+    by_index = {line["index"]: line for line in journal}
+    for row in front:
+        assert float(row["latency_ms"]) <= 15
+        assert by_index[int(row["design_id"])]["arch"] == row["arch"]
+        parts = sum(float(row[name]) for name in ("device_ms", "link_ms", "server_ms"))
+        assert parts == pytest.approx(float(row["latency_ms"]))
+        assert row["error_test"] != ""
+    pairs = [(float(row["error"]), float(row["latency_ms"])) for row in front]
+    for a in pairs:
+        assert not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in pairs)
+    searched = [line for line in journal if line["images"] == 64]
+    assert len({line["key"] for line in searched}) == len(searched) == 14
+    assert document["front_images"] == 2000
+    assert document["recommended"]["design_id"] in [int(row["design_id"]) for row in front]
+    assert len(document["references"]) == 4
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["finished"]["evaluations"] == 14
+    assert "Pareto set under latency_ms <= 15" in result.stdout
+    assert "Recommended: design" in result.stdout
+
+    again = cli(*FAST_OPTIONS, "limits.latency_ms=15", "hydra.run.dir=out")
+    assert again.returncode == 2
+    assert "holds a run already; continue it with resume=" in again.stderr
+
+    other = cli(*FAST_OPTIONS, "limits.latency_ms=15", "resume=out", "seed=2")
+    assert other.returncode == 2
+    assert "cannot be resumed with another seed: it had 1, this command has 2" in other.stderr
+
+    before = (folder / "pareto.csv").read_bytes()
+    resumed = cli(*FAST_OPTIONS, "limits.latency_ms=15", "resume=out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / "pareto.csv").read_bytes() == before
+    assert without_times(folder) == journal
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_front_and_resuming_ends_like_an_uninterrupted_run(cli, tmp_path):
+    whole = cli(*FAST_OPTIONS, "hydra.run.dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "nasc_evo.run", *FAST_OPTIONS, "hydra.run.dir=parts"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
+    )
+    journal = tmp_path / "parts" / "evaluations.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "resume=parts" in out
+    assert len(rows(tmp_path / "parts")) >= 1
+    done = journal.read_bytes().count(b"\n")
+    assert done < 14
+    with open(journal, "ab") as file:
+        file.write(b'{"index": 99, "key": "torn')
+    resumed = cli(*FAST_OPTIONS, "resume=parts")
+    assert resumed.returncode == 0, resumed.stderr
+    assert without_times(tmp_path / "parts") == without_times(tmp_path / "whole")
+    for name in ("pareto.csv", "pareto.json"):
+        mine, theirs = (tmp_path / which / name for which in ("parts", "whole"))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
+    result = cli(*FAST_OPTIONS, "limits.latency_ms=1", "hydra.run.dir=out")
+    assert result.returncode == 3, result.stderr
+    assert "latency_ms is 4.647 instead of at most 1" in result.stdout
+    assert rows(tmp_path / "out") == []
+    assert (tmp_path / "out" / "pareto.csv").read_text().startswith("design_id,arch,cut,")
+    document = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    assert document["least_infeasible"]["latency_ms"] == pytest.approx(4.6467, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["device=edgegup"], "There is no device 'edgegup'; available are edgegpu, eyeriss"),
+        (["algorithm=nsga4"], "There is no algorithm 'nsga4'; available are agemoea"),
+        (["limit.latency_ms=5"], "limit"),
+        (["n_eval=many"], "n_eval"),
+        (["n_eval=0"], "n_eval must be a whole number of at least 1, got 0"),
+        (["link.uplink_mbps=0"], "link.uplink_mbps must be a finite number above 0, got 0"),
+        (["link.uplink_mbps=-3"], "got -3"),
+        (["link.uplink_mbps=nan"], "got nan"),
+        (["link.uplink=3"], "uplink"),
+        (["limits.latency_ms=-1"], "limits.latency_ms must be a finite number above 0, got -1"),
+        (["objectives=[error,speed]"], "An objective must be one of error, latency_ms"),
+        (["bits=[5,9]"], "bits must be a list of different widths"),
+        (["mask_groups=3"], "mask_groups=3 does not divide the 16 channels"),
+        (["min_device_blocks=30"], "min_device_blocks must be in 1..24"),
+        (["algorithm=moead", "limits.latency_ms=9"], "algorithm=moead takes no limits"),
+        (["evaluator.images=3000"], "more than the 2000 images of the search split"),
+        (["evaluator.weights=x.safetensors"], "There is no weight file x.safetensors"),
+        (["dataset=cifar100"], "train them with `python -m nasc_evo.train"),
+        (["dataset.geometry=224", "server=edgegpu"], "No weights ship for fbnet on fashion_mnist"),
+        (["device=table"], "device.path must be given"),
+        (["device=table", "device.path=none.csv"], "There is no cost table file none.csv"),
+        (["resume=nowhere"], "is no folder of an earlier run"),
+        (["rescore=some"], "rescore must be a positive whole number or 'all', got 'some'"),
+        (["seed=-1"], "seed must be a whole number of at least 0, got -1"),
+        (["n_eval"], "n_eval"),
+        (["=3"], "must be a string"),
+        (["objectives=[error,energy_mj]"], "energy_mj cannot be computed"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(cli, tmp_path, options, message):
+    result = cli(*options)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_named_problems_in_the_way_is_recognised(cli, tmp_path):
+    (tmp_path / "problems").mkdir()
+    (tmp_path / "problems" / "__init__.py").write_text("")
+    result = cli("n_eval=2")
+    assert result.returncode == 2
+    assert "hides the package 'problems' of nasc_evo" in result.stderr
+
+
+def test_help_answers_at_once(cli):
+    cli("--help")
+    start = time.monotonic()
+    result = cli("--help")
+    assert time.monotonic() - start < 4  # 2 s on an idle machine, see the README
+    assert result.returncode == 0
+    assert "device: edgegpu, eyeriss" in result.stdout
+
+
+def test_training_from_the_command_line_stops_and_resumes(cli, tmp_path):
+    needs_data("fashion-mnist/train-images-idx3-ubyte.gz")
+    options = ["training.batch_size=16", "training.epochs=1", "max_minutes=0.01"]
+    result = cli(*options, "hydra.run.dir=t", module="train")
+    assert result.returncode == 130, result.stderr
+    assert "continue with the same command and resume=t" in result.stdout.replace("\n", " ")
+    assert (tmp_path / "t" / "checkpoint.pt").exists()
+    resumed = cli(*options, "resume=t", module="train")
+    assert resumed.returncode == 130, resumed.stderr
+    assert "step 0 of" not in resumed.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["problem=resnet"], "problem must be one of fbnet, got 'resnet'"),
+        (["training.epochs=0"], "training.epochs must be above 0, got 0"),
+        (["training.epoch=3"], "epoch"),
+        (["max_minutes=-1"], "max_minutes must be above 0"),
+        (["resume=nowhere"], "holds no checkpoint.pt"),
+    ],
+)
+def test_a_mistake_in_training_is_one_sentence(cli, options, message):
+    needs_data("fashion-mnist/train-images-idx3-ubyte.gz")
+    result = cli(*options, module="train")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
