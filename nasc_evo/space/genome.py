@@ -84,7 +84,8 @@ class SplitSpace:
         min_device_blocks: Fewest blocks before the first cut, raw offload apart. Keeping blocks
             on the device is no privacy guarantee.
         channel_importance: For cut indices a score a channel, larger means more important; a
-            group's score is the sum of its channels'. Where missing, the order in the tensor counts.
+            group's score is the sum of its channels'. Where missing, the order in the tensor is
+            taken.
 
     Raises:
         UserError: If an argument is out of its range.
