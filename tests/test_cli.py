@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from nasc_evo.config import config_folder, group_options
-from nasc_evo.hydra_app import register
+from nasc_evo.hydra_app import Limits, register
+from nasc_evo.problem import METRICS
 from nasc_evo.search.algorithms import create_algorithm
 from tests.conftest import FAST_OPTIONS, needs_data
 
@@ -61,6 +63,10 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
         assert node.name == ("pixel3" if option == "table" else option)
     if group == "link":
         assert problem.chain.links[0].name == option
+
+
+def test_every_metric_may_be_limited():
+    assert tuple(field.name for field in fields(Limits)) == METRICS
 
 
 def test_a_search_writes_what_it_promises(cli, tmp_path):

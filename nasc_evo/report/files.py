@@ -6,29 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nasc_evo.problem import SplitProblem, describe_evaluation
-from nasc_evo.search.final import FinalResult, front_rows
+from nasc_evo.search.final import COLUMNS, FinalResult, front_rows
 from nasc_evo.search.folder import write_json
 from nasc_evo.search.loop import SearchResult
-
-COLUMNS = (
-    "design_id",
-    "arch",
-    "cut",
-    "mask",
-    "bits",
-    "kept_channels",
-    "error",
-    "error_se",
-    "error_test",
-    "latency_ms",
-    "device_ms",
-    "link_ms",
-    "server_ms",
-    "payload_bytes",
-    "energy_mj",
-    "macs",
-    "params",
-)
 
 
 def write_front(

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from nasc_evo.errors import UserError
-from nasc_evo.problem import Evaluation, SplitProblem, describe_evaluation, unmasked_batch
+from nasc_evo.problem import (
+    METRICS,
+    Evaluation,
+    SplitProblem,
+    describe_evaluation,
+    unmasked_batch,
+)
 from nasc_evo.search.indicators import (
     hypervolume,
     knee,
@@ -17,6 +23,19 @@ from nasc_evo.search.indicators import (
 )
 
 RESCORED = 12
+COLUMNS = (
+    "design_id",
+    "arch",
+    "cut",
+    "mask",
+    "bits",
+    "kept_channels",
+    "error",
+    "error_se",
+    "error_test",
+    *METRICS[1:],
+)
+"""Columns of `pareto.csv`."""
 
 
 @dataclass(frozen=True)
@@ -216,30 +235,11 @@ def _front_beside(
 
 
 def front_rows(result: FinalResult) -> list[dict[str, Any]]:
-    """Return the rows of `pareto.csv`."""
+    """Return the rows of `pareto.csv`: :data:`COLUMNS` of each design of the front."""
     rows = []
     for design in result.front:
         values = describe_evaluation(design.evaluation)
-        rows.append(
-            {
-                "design_id": design.design_id,
-                **{name: values[name] for name in ("arch", "cut", "mask", "bits", "kept_channels")},
-                "error": values["error"],
-                "error_se": values["error_se"],
-                "error_test": None if design.test is None else design.test.score.error,
-                **{
-                    name: values[name]
-                    for name in (
-                        "latency_ms",
-                        "device_ms",
-                        "link_ms",
-                        "server_ms",
-                        "payload_bytes",
-                        "energy_mj",
-                        "macs",
-                        "params",
-                    )
-                },
-            }
-        )
+        values["design_id"] = design.design_id
+        values["error_test"] = None if design.test is None else design.test.score.error
+        rows.append({name: values[name] for name in COLUMNS})
     return rows

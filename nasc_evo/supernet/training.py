@@ -293,7 +293,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         start = saved = time.monotonic()
         first_step = self.step
-        paths = 1 + self.config.random_paths
+        paths = self.config.random_paths + 1 / self.config.largest_every
         loss_shown = None
         try:
             while self.step < self.steps:
