@@ -70,7 +70,7 @@ class RunConfig:
 class TrainConfig:
     """The frame of `configs/train.yaml`."""
 
-    problem: str = MISSING
+    problem: Any = MISSING
     dataset: Any = MISSING
     training: Any = MISSING
     max_minutes: float | None = None

@@ -18,7 +18,7 @@ def run(config: Any) -> int:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from nasc_evo.report.display import SearchDisplay
+    from nasc_evo.report.display import SearchDisplay, short_path
     from nasc_evo.search.algorithms import create_algorithm
     from nasc_evo.search.final import check_rescore, final_result
     from nasc_evo.search.folder import RunFolder
@@ -50,11 +50,11 @@ def run(config: Any) -> int:
         config=resolved,
         overrides=list(HydraConfig.get().overrides.task),
     )
-    shown = _shown(path)
+    shown = short_path(path)
     interrupted = False
     try:
         problem.remember(folder.journal.scores)
-        console.print(f"Writing to {shown}", highlight=False)
+        console.print(f"Writing to {shown}", highlight=False, soft_wrap=True)
         stop_early = _out_of_reach(problem)
         display = SearchDisplay(problem, config.n_eval, console)
 
@@ -69,7 +69,7 @@ def run(config: Any) -> int:
             budget = 1 if stop_early else config.n_eval
             search = run_search(problem, algorithm, budget, seed=config.seed)
         interrupted = search.interrupted
-        phase = lambda text: console.print(text + " ...", highlight=False)  # noqa: E731
+        phase = lambda text: console.print(text + " ...", highlight=False, soft_wrap=True)  # noqa: E731
         try:
             problem.on_evaluation = lambda e, computed: (
                 folder.journal.append(e) if computed else None
@@ -97,9 +97,13 @@ def run(config: Any) -> int:
         )
     finally:
         folder.close()
-    console.print(f"Search ended: {search.stop_reason}. Results: {shown}", highlight=False)
+    console.print(
+        f"Search ended: {search.stop_reason}. Results: {shown}", highlight=False, soft_wrap=True
+    )
     if interrupted:
-        console.print(f"Continue with the same command and resume={shown}", highlight=False)
+        console.print(
+            f"Continue with the same command and resume={shown}", highlight=False, soft_wrap=True
+        )
         return EXIT_INTERRUPTED
     return 0 if result.front else EXIT_INFEASIBLE
 
@@ -113,14 +117,6 @@ def check_problems_package() -> None:
             f"The folder {Path(problems.__file__ or '.').parent} hides the package 'problems' of "
             "nasc_evo; rename it or start from another folder."
         )
-
-
-def _shown(path: Path) -> str:
-    """Return a path as short as it can be typed from the current folder."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _out_of_reach(problem: Any) -> bool:
@@ -145,7 +141,7 @@ def _write(console: Any, path: Path, problem: Any, search: Any, result: Any) -> 
         return
     nearest = result.least_infeasible
     if nearest is None:
-        console.print("No design was evaluated.", highlight=False)
+        console.print("No design was evaluated.", highlight=False, soft_wrap=True)
         return
     excess = ", ".join(
         f"{name} is {nearest.metric(name):.4g} instead of at most {limit:g}"
@@ -156,6 +152,7 @@ def _write(console: Any, path: Path, problem: Any, search: Any, result: Any) -> 
         f"No design meets the limits; the nearest one ({nearest.design.key}) misses them: "
         f"{excess}. It is in pareto.json under least_infeasible.",
         highlight=False,
+        soft_wrap=True,
     )
 
 

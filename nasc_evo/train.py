@@ -19,25 +19,28 @@ def run(config: Any) -> int:
     from rich.console import Console
 
     from nasc_evo.assembly import build_architecture, build_dataset
-    from nasc_evo.report.display import TrainingDisplay
+    from nasc_evo.report.display import TrainingDisplay, short_path
     from nasc_evo.supernet.training import Trainer, TrainingConfig
 
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    max_minutes = resolved["max_minutes"]
+    max_minutes = config.max_minutes
     if max_minutes is not None and not max_minutes > 0:
         raise UserError(f"max_minutes must be above 0, got {max_minutes}.")
     console = Console()
-    dataset = build_dataset(resolved["dataset"])
-    space = build_architecture(config.problem, dataset)
+    images: Any = OmegaConf.to_container(config.dataset, resolve=True)
+    dataset = build_dataset(images)
+    space = build_architecture(HydraConfig.get().runtime.choices["problem"], dataset)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None and not (folder / "checkpoint.pt").is_file():
         raise UserError(f"resume={config.resume} holds no checkpoint.pt to continue from.")
-    trainer = Trainer(space, dataset, TrainingConfig(**resolved["training"]), folder)
+    recipe: Any = OmegaConf.to_container(config.training, resolve=True)
+    trainer = Trainer(space, dataset, TrainingConfig(**recipe), folder)
+    shown = short_path(folder)
     console.print(
         f"Training {space.name} at {space.geometry}x{space.geometry} on {dataset.name} "
         f"({len(trainer.y)} images) on {trainer.device.type}, step {trainer.step} of "
-        f"{trainer.steps}, in {folder}",
+        f"{trainer.steps}, in {shown}",
         highlight=False,
+        soft_wrap=True,
     )
     try:
         with TrainingDisplay(trainer.step, trainer.steps, console) as display:
@@ -48,11 +51,17 @@ def run(config: Any) -> int:
     if path is None:
         console.print(
             f"Stopped at step {trainer.step} of {trainer.steps}; continue with the same command "
-            f"and resume={folder}",
+            f"and resume={shown}",
             highlight=False,
+            soft_wrap=True,
         )
         return EXIT_INTERRUPTED
-    console.print(f"Weights: {path} (use them with evaluator.weights={path})", highlight=False)
+    weights = short_path(path)
+    console.print(
+        f"Weights: {weights} (use them with evaluator.weights={weights})",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 

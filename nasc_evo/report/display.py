@@ -1,6 +1,7 @@
 """What a run shows while it works: a progress bar in a terminal, plain lines elsewhere."""
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,14 @@ from nasc_evo.search.indicators import hypervolume, non_dominated
 from nasc_evo.supernet.progress import TrainingProgress
 
 PLAIN_SECONDS = 10.0
+
+
+def short_path(path: Path) -> str:
+    """Return a path as short as it can be typed from the current folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 class SearchDisplay:
