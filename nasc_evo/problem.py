@@ -330,8 +330,9 @@ class SplitProblem(Problem):
                 rows[-1][gene] = op
         local = self.costs(all_local_batch(space, np.array(rows)))
         worst = {}
+        remote = self.costs(unmasked_batch(space, np.array(rows), 0))
         for name in ("latency_ms", "device_ms", "server_ms", "energy_mj", "macs", "params"):
-            values = local["device_ms" if name == "server_ms" else name]
+            values = (remote if name == "server_ms" else local)[name]
             start, total = 1, float(values[0])
             for size in sizes:
                 total += float(values[start : start + size].max() - values[0])

@@ -1,5 +1,6 @@
 """`python -m nasc_evo.run`: one search, from a command line to a Pareto set."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def run(config: Any) -> int:
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],
         "seed": config.seed,
+        "n_eval": config.n_eval,
+        "rescore": resolved["rescore"],
     }
     path = Path(HydraConfig.get().runtime.output_dir)
     folder = RunFolder(
@@ -55,8 +58,8 @@ def run(config: Any) -> int:
     try:
         problem.remember(folder.journal.scores)
         console.print(f"Writing to {shown}", highlight=False, soft_wrap=True)
-        stop_early = _out_of_reach(problem)
-        display = SearchDisplay(problem, config.n_eval, console)
+        out_of_reach = _out_of_reach(problem)
+        display = SearchDisplay(problem, 1 if out_of_reach else config.n_eval, console)
 
         def on_evaluation(evaluation: Any, computed: bool) -> None:
             if computed:
@@ -66,8 +69,15 @@ def run(config: Any) -> int:
 
         problem.on_evaluation = on_evaluation
         with display:
-            budget = 1 if stop_early else config.n_eval
+            budget = 1 if out_of_reach else config.n_eval
             search = run_search(problem, algorithm, budget, seed=config.seed)
+        if out_of_reach:
+            search = replace(search, stop_reason=out_of_reach)
+        failed = [e for e in search.evaluations if e.failed]
+        if failed and len(failed) == len(search.evaluations):
+            raise UserError(
+                f"All {len(failed)} evaluations failed; the first said: {failed[0].score.message}."
+            )
         interrupted = search.interrupted
         phase = lambda text: console.print(text + " ...", highlight=False, soft_wrap=True)  # noqa: E731
         try:
@@ -119,14 +129,17 @@ def check_problems_package() -> None:
         )
 
 
-def _out_of_reach(problem: Any) -> bool:
-    """Return whether even the fastest design of the space exceeds the latency limit."""
+def _out_of_reach(problem: Any) -> str | None:
+    """Return why no search can meet the latency limit, None unless the space itself cannot."""
     limit = problem.limits.get("latency_ms")
     fastest = problem.fastest_design()
     if limit is None or fastest is None:
-        return False
+        return None
     batch = problem.space.decode_batch(problem.space.encode(fastest)[None])
-    return bool(problem.costs(batch)["latency_ms"][0] > limit)
+    lowest = float(problem.costs(batch)["latency_ms"][0])
+    if lowest <= limit:
+        return None
+    return f"even the fastest design of the space takes {lowest:.4g} ms, the limit is {limit:g} ms"
 
 
 def _write(console: Any, path: Path, problem: Any, search: Any, result: Any) -> None:

@@ -14,7 +14,7 @@ def check_problem(problem: SplitProblem, *, n: int = 4, seed: int = 0) -> None:
     Genomes round-trip through phenotypes; costs of head and tail add up at every cut, do not
     depend on the population around a design, and are finite; accuracies are a function of the
     design; the operators stay within the space; pymoo sees finite objectives and constraints of
-    the right shape; the problem survives pickling.
+    the right shape; the space survives pickling.
 
     Args:
         problem: The problem; a few of its designs are evaluated.

@@ -1,5 +1,6 @@
 """`python -m nasc_evo.train`: train the supernet of a problem on a data set."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def run(config: Any) -> int:
     if config.resume is not None and not (folder / "checkpoint.pt").is_file():
         raise UserError(f"resume={config.resume} holds no checkpoint.pt to continue from.")
     recipe: Any = OmegaConf.to_container(config.training, resolve=True)
+    unknown = sorted(set(recipe) - {field.name for field in fields(TrainingConfig)})
+    if unknown:
+        raise UserError(f"training has no option '{unknown[0]}'; see --help for those it has.")
     trainer = Trainer(space, dataset, TrainingConfig(**recipe), folder)
     shown = short_path(folder)
     console.print(

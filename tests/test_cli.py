@@ -166,6 +166,7 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
     result = cli(*FAST_OPTIONS, "limits.latency_ms=1", "hydra.run.dir=out")
     assert result.returncode == 3, result.stderr
     assert "latency_ms is 4.647 instead of at most 1" in result.stdout
+    assert "even the fastest design of the space takes 4.647 ms, the limit is 1 ms" in result.stdout
     assert rows(tmp_path / "out") == []
     assert (tmp_path / "out" / "pareto.csv").read_text().startswith("design_id,arch,cut,")
     document = json.loads((tmp_path / "out" / "pareto.json").read_text())
@@ -249,6 +250,7 @@ def test_training_from_the_command_line_stops_and_resumes(cli, tmp_path):
         (["problem=resnet"], "There is no problem 'resnet'; available are fbnet"),
         (["training.epochs=0"], "training.epochs must be above 0, got 0"),
         (["training.epoch=3"], "epoch"),
+        (["+training.foo=1"], "training has no option 'foo'"),
         (["max_minutes=-1"], "max_minutes must be above 0"),
         (["resume=nowhere"], "holds no checkpoint.pt"),
     ],

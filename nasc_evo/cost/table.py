@@ -109,7 +109,7 @@ def shipped_names(space: ArchitectureSpace) -> list[str]:
 def _read_header(path: Path, lines: list[str]) -> dict[str, Any]:
     try:
         header = yaml.safe_load("\n".join(line[1:].removeprefix(" ") for line in lines))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"The header of the cost table {path} is no YAML mapping ({one_line(error)})."
         ) from error

@@ -14,6 +14,7 @@ from nasc_evo.errors import UserError
 from nasc_evo.problem import SplitProblem
 from nasc_evo.search import operators
 
+OPTIONS = ("crossover", "cut_rate", "bits_rate")
 ALGORITHMS = ("nsga2", "nsga3", "agemoea", "moead", "random")
 
 
@@ -71,10 +72,13 @@ def create_algorithm(
         raise UserError(
             f"algorithm.pop_size must be a whole number of at least 4, got {pop_size!r}."
         )
-    try:
-        parts = operators.for_space(problem.space, first=problem.fastest_design(), **values)
-    except TypeError as error:
-        raise UserError(f"The algorithm {name} has no option {sorted(values)}.") from error
+    unknown = sorted(set(values) - set(OPTIONS))
+    if unknown:
+        raise UserError(
+            f"The algorithm {name} has no option '{unknown[0]}'; it has pop_size, "
+            f"{', '.join(OPTIONS)}."
+        )
+    parts = operators.for_space(problem.space, first=problem.fastest_design(), **values)
     if name == "random":
         return RandomSearch(pop_size=pop_size, **parts)
     if name == "nsga2":
@@ -86,7 +90,7 @@ def create_algorithm(
             import numba  # noqa: F401
         except ImportError as error:
             raise UserError(
-                "algorithm=agemoea needs the package numba: pip install 'nasc-evo[agemoea]'."
+                "algorithm=agemoea needs the package numba (pip install numba)."
             ) from error
         from pymoo.algorithms.moo.age import AGEMOEA
 

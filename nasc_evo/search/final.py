@@ -112,22 +112,29 @@ def final_result(
     references: list[dict[str, Any]] = []
     if not interrupted:
         count = len(front) if rescore == "all" else int(rescore)
-        chosen = [front[i] for i in spread_subset(problem.objective_values(front), count)]
+        chosen = spread_subset(problem.objective_values(front), count)
+        rest = np.setdiff1d(np.arange(len(front)), chosen)
         size = problem.evaluator.split_size("search")
-        on_phase(f"Scoring {len(chosen)} designs of the front on all {size} search images")
-        genomes = np.array([e.genome for e in chosen])
-        rescored = [e for e in problem.assess(genomes, images=size) if e is not None]
-        front = non_dominated(problem, rescored)
-    if front and not interrupted:
+        rescored: list[Evaluation] = []
+        searched, front = front, []
+        for part in (chosen, rest):
+            if front or not len(part):
+                break  # the rest is needed only where none of the chosen meets the limits
+            on_phase(f"Scoring {len(part)} designs of the front on all {size} search images")
+            genomes = np.array([searched[i].genome for i in part])
+            rescored += [e for e in problem.assess(genomes, images=size) if e is not None]
+            front = non_dominated(problem, rescored)
+        if not front:
+            nearest = least_infeasible(problem, rescored)
+            reason = "none of the re-scored designs meets the limits"
+            return FinalResult([], size, [], 0.0, None, reason, nearest, True)
+    if not interrupted:
         on_phase(f"Scoring the {len(front)} designs of the final front on the test images")
         genomes = np.array([e.genome for e in front])
         tested = [e for e in problem.assess(genomes, split="test") if e is not None]
         tests = {e.design.key: e for e in tested if not e.failed}
         on_phase("Scoring the most accurate and the fastest architecture without cut")
         references = reference_designs(problem, evaluations, front)
-    if not front:
-        nearest = least_infeasible(problem, evaluations)
-        return FinalResult([], 0, [], 0.0, None, "no design could be re-scored", nearest, True)
     F = problem.objective_values(front)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
     best = knee(F)

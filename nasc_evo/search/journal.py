@@ -1,5 +1,6 @@
 """The journal of a run: `evaluations.jsonl`, one line an evaluated phenotype, as it happens."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -94,8 +95,8 @@ class Journal:
         self.scores[(evaluation.design.key, evaluation.split, score.images)] = score
 
     def close(self) -> None:
-        """Close the file."""
-        try:
+        """Close the file; every line was flushed when it was appended."""
+        with contextlib.suppress(OSError):  # a full disk has been reported by append
             os.fsync(self._file.fileno())
-        finally:
+        with contextlib.suppress(OSError):
             self._file.close()

@@ -160,8 +160,9 @@ class SplitMutation(Mutation):
     def __init__(self, space: SplitSpace, cut_rate: float = 0.3, bits_rate: float = 0.2) -> None:
         super().__init__(prob=1.0)
         for name, rate in (("cut_rate", cut_rate), ("bits_rate", bits_rate)):
-            if not 0 <= rate <= 1:
-                raise UserError(f"{name} must be in 0..1, got {rate}.")
+            number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            if not (number and 0 <= rate <= 1):
+                raise UserError(f"{name} must be a number in 0..1, got {rate!r}.")
         self.space = space
         self.cut_rate = cut_rate
         self.bits_rate = bits_rate
@@ -177,10 +178,10 @@ class SplitMutation(Mutation):
         children = X.astype(np.int64)
         for child in children:
             parent = child.copy()
-            self._mutate(child, random_state)
             while np.array_equal(child, parent):
                 self._mutate(child, random_state)
-        return keep_valid(self.space, children)
+                keep_valid(self.space, child[None])
+        return children
 
     def _mutate(self, x: NDArray[np.int64], rng: np.random.Generator) -> None:
         space = self.space

@@ -99,12 +99,9 @@ class SupernetEvaluator:
             raise UserError(
                 f"evaluator.dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}."
             )
-        try:
-            self.device = torch.device(processor)
-        except RuntimeError as error:
-            raise UserError(
-                f"evaluator.processor must be cpu or cuda, got {processor!r}."
-            ) from error
+        if str(processor).split(":")[0] not in ("cpu", "cuda"):
+            raise UserError(f"evaluator.processor must be cpu or cuda, got {processor!r}.")
+        self.device = torch.device(processor)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("evaluator.processor=cuda needs a CUDA device and there is none.")
         if dtype == "auto":
@@ -120,6 +117,12 @@ class SupernetEvaluator:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        available = len(dataset.split("calibration"))
+        if calibration_images > available:
+            raise UserError(
+                f"evaluator.calibration_images={calibration_images} is more than the {available} "
+                f"calibration images of {dataset.name}."
+            )
         available = self.split_size("search")
         self.images: int = available if images == "full" else int(images)
         if self.images > available:
@@ -179,8 +182,11 @@ class SupernetEvaluator:
         self, designs: Sequence[Design], split: str = "search", images: int | None = None
     ) -> Iterator[tuple[int, Score]]:
         """Yield `(index, score)` of each design in turn, as :class:`Evaluator` says."""
+        available = self.split_size(split)
         if images is None:
-            images = self.images if split == "search" else self.split_size(split)
+            images = self.images if split == "search" else available
+        if not 1 <= images <= available:
+            raise UserError(f"images must be in 1..{available} for {split}, got {images}.")
         torch.set_num_threads(self.threads)
         for index, design in enumerate(designs):
             try:

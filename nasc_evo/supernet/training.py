@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,15 @@ class TrainingConfig:
     threads: int = 2
 
     def __post_init__(self) -> None:
+        kinds: dict[Any, tuple[tuple[type, ...], str]] = {
+            int: ((int,), "a whole number"),
+            float: ((int, float), "a number"),
+        }
+        for field in fields(self):
+            types, kind = kinds.get(field.type, ((str, type(None)), "a text"))
+            value = getattr(self, field.name)
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise UserError(f"training.{field.name} must be {kind}, got {value!r}.")
         positive = ("epochs", "batch_size", "learning_rate", "validate_every", "validation_images")
         for name in (*positive, "validation_paths", "threads", "gradient_clip", "largest_every"):
             if not getattr(self, name) > 0:
@@ -138,6 +147,8 @@ class Trainer:
         processor = config.processor
         if processor == "auto":
             processor = "cuda" if torch.cuda.is_available() else "cpu"
+        if processor == "cuda" and not torch.cuda.is_available():
+            raise UserError("training.processor=cuda needs a CUDA device and there is none.")
         self.device = torch.device(processor)
         dtype = config.dtype
         if dtype == "auto":

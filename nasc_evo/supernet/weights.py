@@ -48,10 +48,11 @@ def find_weights(
         return file
     file = PRETRAINED / f"{weights_name(space, dataset)}.safetensors"
     if not file.is_file():
+        geometry = "" if dataset.geometry == 32 else f" dataset.geometry={dataset.geometry}"
         raise UserError(
             f"No weights ship for {space.name} on {dataset.name} at {dataset.geometry}x"
             f"{dataset.geometry}: train them with `python -m nasc_evo.train problem={space.name} "
-            f"dataset={dataset.name}` and pass evaluator.weights=<file>.safetensors."
+            f"dataset={dataset.name}{geometry}` and pass evaluator.weights=<file>.safetensors."
         )
     return file
 

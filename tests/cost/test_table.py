@@ -37,6 +37,7 @@ def test_a_server_without_figures_at_224_is_one_sentence():
         ("nasc_evo cost table 1", "other", "must begin with '# format:"),
         ("# name: edgegpu\n", "", "lacks name"),
         ("# space: fbnet", "# space: [", "is no YAML mapping"),
+        ("# space: fbnet", "# made: 2024-02-30\n# space: fbnet", "is no YAML mapping"),
         ("position,op,latency_ms,energy_mj", "op,latency_ms", "must have the columns"),
         ("stem,-,0.5281262397766113", "stem,-,-1", "must be a number >= 0, got '-1'"),
         ("stem,-,0.5281262397766113", "stem,-,nan", "must be a number >= 0, got 'nan'"),

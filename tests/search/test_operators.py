@@ -125,5 +125,5 @@ def test_the_fastest_design_is_the_fastest():
 def test_impossible_options_are_refused():
     with pytest.raises(UserError, match="crossover must be one of uniform, two_point"):
         SplitCrossover(SPACES["default"], "sbx")
-    with pytest.raises(UserError, match="cut_rate must be in 0..1"):
+    with pytest.raises(UserError, match="cut_rate must be a number in 0..1"):
         SplitMutation(SPACES["default"], cut_rate=2)

@@ -205,6 +205,20 @@ def test_rescoring_all_keeps_more_designs():
         final_result(one, evaluations, rescore=0)
 
 
+def test_designs_that_miss_a_limit_after_rescoring_are_not_reported():
+    class Optimist(Formula):
+        def evaluate(self, designs, split="search", images=None):
+            for index, score in super().evaluate(designs, split, images):
+                gain = 0.2 * score.images if score.images == self.images else 0
+                yield index, Score(min(score.images, round(score.correct + gain)), score.images)
+
+    one = problem(Optimist(), limits={"error": 0.15})
+    result = final_result(one, search(one, n_eval=150).evaluations, rescore=2)
+    assert result.front == []
+    assert result.least_infeasible.score.images == 1000
+    assert result.least_infeasible.score.error > 0.15
+
+
 def test_an_interrupted_result_computes_nothing_more():
     evaluator = Formula()
     one = problem(evaluator)
@@ -299,6 +313,7 @@ def test_conformance_of_the_shipped_problem_and_its_variants():
         {"allow_raw_offload": True, "limits": {"latency_ms": 12.0}},
         {"mask_groups": "channels", "bits": [8, 16, 32]},
         {"device": "edgegpu", "server": "edgegpu"},
+        {"mask_groups": 1},
     ):
         check_problem(problem(**options))
 

@@ -141,7 +141,8 @@ def test_the_search_split_is_balanced_at_every_size(evaluator):
         ({"chunk": 0}, "evaluator.chunk must be a positive whole number, got 0"),
         ({"threads": 1.5}, "evaluator.threads must be"),
         ({"calibration_images": True}, "got True"),
-        ({"processor": "tpuu"}, "evaluator.processor must be cpu or cuda"),
+        ({"calibration_images": 513}, "more than the 512 calibration images"),
+        ({"processor": "meta"}, "evaluator.processor must be cpu or cuda"),
         ({"weights": "none.safetensors"}, "There is no weight file none.safetensors"),
     ],
 )

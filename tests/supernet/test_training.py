@@ -134,6 +134,9 @@ def test_augmentation_keeps_images_and_is_a_function_of_the_step(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"epochs": 0.5}, "training.epochs must be a whole number, got 0.5"),
+        ({"epochs": None}, "training.epochs must be a whole number, got None"),
+        ({"warmup": "x"}, "training.warmup must be a number, got 'x'"),
         ({"epochs": 0}, "training.epochs must be above 0, got 0"),
         ({"learning_rate": -1.0}, "training.learning_rate must be above 0"),
         ({"ema": 1.5}, r"training.ema must be in 0..1, got 1.5"),
