@@ -59,8 +59,10 @@ def spread_subset(F: NDArray[np.float64], n: int) -> NDArray[np.int64]:
 def knee(F: NDArray[np.float64]) -> int:
     """Return the index of the knee of a front: the point nearest to the ideal point.
 
-    Objectives are scaled to the range of the front.
+    Objectives are scaled to the range of the front; of equally near points the one that is best
+    in the first objective is taken.
     """
     span = np.ptp(F, axis=0)
     scaled = (F - F.min(axis=0)) / np.where(span > 0, span, 1)
-    return int(np.argmin(np.linalg.norm(scaled, axis=1)))
+    distance = np.round(np.linalg.norm(scaled, axis=1), 12)
+    return int(np.lexsort((F[:, 0], distance))[0])

@@ -332,5 +332,6 @@ def test_conformance_finds_a_broken_problem():
 def test_spread_and_knee():
     F = np.array([[0.0, 10.0], [0.1, 5.0], [0.2, 1.0], [0.9, 0.5], [1.0, 0.0]])
     assert knee(F) == 2
+    assert knee(np.array([[0.8, 4.0], [0.1, 16.0]])) == 1
     assert spread_subset(F, 9).tolist() == [0, 1, 2, 3, 4]
     assert set(spread_subset(F, 3)) == {0, 2, 4}
