@@ -52,7 +52,7 @@ def write_result(path: Path, figures: dict[str, Any]) -> None:
     document = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": machine(),
         **figures,
     }
