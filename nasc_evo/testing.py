@@ -31,7 +31,8 @@ def check_problem(problem: SplitProblem, *, n: int = 4, seed: int = 0) -> None:
     _check_costs(problem, X)
     _check_operators(problem, X, seed)
     _check_evaluation(problem, X[:n])
-    pickle.loads(pickle.dumps(problem.space))
+    sent = pickle.loads(pickle.dumps(space))  # as worker processes get it; our own bytes
+    assert sent.decode(X[0]) == space.decode(X[0]), "the space does not survive pickling"
 
 
 def _check_genomes(problem: SplitProblem, X: np.ndarray) -> None:

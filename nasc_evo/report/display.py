@@ -24,95 +24,22 @@ def short_path(path: Path) -> str:
         return str(path)
 
 
-class SearchDisplay:
-    """Shows evaluations, hypervolume, best accuracy under the limits and the time left.
+class ProgressDisplay:
+    """A progress bar in a terminal, a plain line now and then elsewhere.
 
     Args:
-        problem: The problem searched.
-        n_eval: The budget.
+        title: What is being done.
+        total: Steps in all.
+        completed: Steps done already.
         console: Where to print.
     """
 
-    def __init__(self, problem: SplitProblem, n_eval: int, console: Console) -> None:
-        self.problem, self.n_eval, self.console = problem, n_eval, console
-        self.reference = np.array([problem.reference_point[name] for name in problem.objectives])
-        self.front: list[Evaluation] = []
-        self.done = 0
-        self.computed = 0
-        self.started = self.shown = time.monotonic()
-        self.progress: Progress | None = None
-        if console.is_terminal:
-            self.progress = Progress(
-                TextColumn("Searching"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self.task = self.progress.add_task("search", total=n_eval, state="")
-
-    def __enter__(self) -> Self:
-        """Start showing."""
-        if self.progress is not None:
-            self.progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop showing."""
-        if self.progress is not None:
-            self.progress.stop()
-
-    def add(self, evaluation: Evaluation, computed: bool) -> None:
-        """Take note of one evaluation of the search."""
-        self.done += 1
-        self.computed += computed
-        self.front = non_dominated(self.problem, [*self.front, evaluation])
-        if self.progress is not None:
-            self.progress.update(self.task, completed=self.done, state=self.state())
-        elif time.monotonic() - self.shown >= PLAIN_SECONDS or self.done == self.n_eval:
-            self.shown = time.monotonic()
-            self.console.print(
-                f"{self.done}/{self.n_eval} evaluations, {self.state()}, {self.time_left()}"
-            )
-
-    def state(self) -> str:
-        """Return hypervolume and best accuracy as text."""
-        if not self.front:
-            return "no design meets the limits yet"
-        value = hypervolume(self.problem.objective_values(self.front), self.reference)
-        best = min(e.score.error for e in self.front)
-        under = " under the limits" if self.problem.limits else ""
-        return f"hypervolume {value:.4f}, best accuracy{under} {100 * (1 - best):.1f} %"
-
-    def time_left(self) -> str:
-        """Return an estimate of the time left as text."""
-        if self.computed == 0:
-            return "replaying the journal"
-        seconds = (time.monotonic() - self.started) / self.computed * (self.n_eval - self.done)
-        return f"about {seconds:.0f} s left"
-
-
-class TrainingDisplay:
-    """Shows steps, images a second, loss and validation of a training.
-
-    Args:
-        step: Steps done already.
-        steps: Steps in all.
-        console: Where to print.
-    """
-
-    def __init__(self, step: int, steps: int, console: Console) -> None:
+    def __init__(self, title: str, total: int, completed: int, console: Console) -> None:
         self.console = console
-        self.shown = time.monotonic()
-        self.validation = ""
+        self.total = total
+        self.started = self.shown = time.monotonic()
         self.progress = Progress(
-            TextColumn("Training"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
@@ -120,7 +47,7 @@ class TrainingDisplay:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("train", total=steps, completed=step, state="")
+        self.task = self.progress.add_task(title, total=total, completed=completed, state="")
 
     def __enter__(self) -> Self:
         """Start showing."""
@@ -136,17 +63,78 @@ class TrainingDisplay:
         """Stop showing."""
         self.progress.stop()
 
+    def show(self, completed: int, state: str, line: str, *, now: bool = False) -> None:
+        """Show `state` in the bar, or print `line` if it is time for one or `now` is set."""
+        if self.console.is_terminal:
+            self.progress.update(self.task, completed=completed, state=state)
+        elif now or time.monotonic() - self.shown >= PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+class SearchDisplay(ProgressDisplay):
+    """Shows evaluations, hypervolume, best accuracy under the limits and the time left.
+
+    Args:
+        problem: The problem searched.
+        n_eval: The budget.
+        console: Where to print.
+    """
+
+    def __init__(self, problem: SplitProblem, n_eval: int, console: Console) -> None:
+        super().__init__("Searching", n_eval, 0, console)
+        self.problem = problem
+        self.reference = np.array([problem.reference_point[name] for name in problem.objectives])
+        self.front: list[Evaluation] = []
+        self.done = 0
+        self.computed = 0
+
+    def add(self, evaluation: Evaluation, computed: bool) -> None:
+        """Take note of one evaluation of the search."""
+        self.done += 1
+        self.computed += computed
+        self.front = non_dominated(self.problem, [*self.front, evaluation])
+        state = self.state()
+        line = f"{self.done}/{self.total} evaluations, {state}, {self.time_left()}"
+        self.show(self.done, state, line, now=self.done == self.total)
+
+    def state(self) -> str:
+        """Return hypervolume and best accuracy as text."""
+        if not self.front:
+            return "no design meets the limits yet"
+        value = hypervolume(self.problem.objective_values(self.front), self.reference)
+        best = min(e.score.error for e in self.front)
+        under = " under the limits" if self.problem.limits else ""
+        return f"hypervolume {value:.4f}, best accuracy{under} {100 * (1 - best):.1f} %"
+
+    def time_left(self) -> str:
+        """Return an estimate of the time left as text."""
+        if self.computed == 0:
+            return "replaying the journal"
+        seconds = (time.monotonic() - self.started) / self.computed * (self.total - self.done)
+        return f"about {seconds:.0f} s left"
+
+
+class TrainingDisplay(ProgressDisplay):
+    """Shows steps, images a second, loss and validation of a training.
+
+    Args:
+        step: Steps done already.
+        steps: Steps in all.
+        console: Where to print.
+    """
+
+    def __init__(self, step: int, steps: int, console: Console) -> None:
+        super().__init__("Training", steps, step, console)
+        self.validation = ""
+
     def update(self, progress: TrainingProgress) -> None:
         """Show the state after a step."""
         if progress.validation is not None:
             largest, median = progress.validation["largest"], progress.validation["median"]
-            self.validation = (
-                f", accuracy {100 * largest:.1f} % largest, {100 * median:.1f} % median"
-            )
+            accuracies = f"{100 * largest:.1f} % largest, {100 * median:.1f} % median"
+            self.validation = f", accuracy {accuracies}"
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
         state = f"{progress.images_per_second:.0f} images/s{loss}{self.validation}"
-        self.progress.update(self.task, completed=progress.step, state=state)
-        late = time.monotonic() - self.shown >= PLAIN_SECONDS
-        if not self.console.is_terminal and (late or progress.validation is not None):
-            self.shown = time.monotonic()
-            self.console.print(f"{progress.step}/{progress.steps} steps, {state}", highlight=False)
+        line = f"{progress.step}/{progress.steps} steps, {state}"
+        self.show(progress.step, state, line, now=progress.validation is not None)
