@@ -1,8 +1,9 @@
 """Wall time and memory of the main job, and of `--help`, in fresh processes.
 
-    python benchmarks/main_job.py [--repeats 3]
+    python benchmarks/main_job.py [--repeats 3] [--cores 0,1 2,3 4,5] [OVERRIDES]
 
-Run it with an installed package, from any folder; the searches write to a temporary folder.
+Run it with an installed package, from any folder; the searches write to a temporary folder. With
+--cores, as many searches run side by side as there are sets of cores, each pinned to its own.
 """
 
 import argparse
@@ -13,15 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch  # noqa: F401 - so that its version and capabilities are recorded
 from common import RESULTS, write_result
 
 
-def timed(command: list[str], folder: str) -> float:
+def timed(command: list[str], folder: str, cores: str | None = None) -> float:
+    pinned = ["taskset", "-c", cores] if cores else []
     start = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    subprocess.run([*pinned, *command], cwd=folder, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
@@ -32,14 +35,21 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cores", nargs="+", default=[None])
     parser.add_argument("--out", type=Path, default=RESULTS / "main_job.json")
     args, overrides = parser.parse_known_args()
     command = [sys.executable, "-m", "nasc_evo.run", "problem=fbnet", "device=edgegpu", *overrides]
-    walls, peaks, fronts = [], [], []
+    peaks, fronts = [], []
     with tempfile.TemporaryDirectory() as folder:
         helps = [timed([*command[:3], "--help"], folder) for _ in range(args.repeats + 1)][1:]
+
+        def search(i: int) -> float:
+            cores = args.cores[i % len(args.cores)]
+            return timed([*command, f"hydra.run.dir=run{i}"], folder, cores)
+
+        with ThreadPoolExecutor(len(args.cores)) as pool:
+            walls = list(pool.map(search, range(args.repeats)))
         for i in range(args.repeats):
-            walls.append(timed([*command, f"hydra.run.dir=run{i}"], folder))
             out = Path(folder) / f"run{i}"
             manifest = json.loads((out / "manifest.json").read_text())
             peaks.append(manifest["finished"]["peak_memory_mb"])
@@ -50,6 +60,7 @@ def main() -> None:
         args.out,
         {
             "evaluator": manifest["identity"]["problem"]["evaluator"],
+            "pinned_to_cores": [cores for cores in args.cores if cores],
             "evaluations": manifest["finished"]["evaluations"],
             "wall_seconds": spread(walls),
             "peak_memory_mb": max(peaks),

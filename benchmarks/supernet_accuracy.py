@@ -1,13 +1,17 @@
 """Accuracy of a Fashion-MNIST supernet on the 10000 official test images, without retraining.
 
     python benchmarks/supernet_accuracy.py [--weights FILE] [--processor cuda]
+        [--dtypes bfloat16 float32] [--calibration-images 128 512]
 
 Scores the largest network, random networks, and the same random networks with 2 of 8 channel
-groups (the most important ones) sent at 8 bits at cuts 10 and 14.
+groups (the most important ones) sent at 8 bits at cuts 10 and 14. Further types and numbers of
+calibration images are compared on the unmasked networks.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import RESULTS, write_result
@@ -16,7 +20,7 @@ from nasc_evo.data.fashion_mnist import FashionMnist
 from nasc_evo.data.images import Images
 from nasc_evo.space import Design, FBNetSpace, SplitSpace
 from nasc_evo.supernet.evaluation import SupernetEvaluator
-from nasc_evo.supernet.weights import load_importance
+from nasc_evo.supernet.weights import find_weights, load_importance
 
 KEPT_GROUPS = 2
 MASKED_CUTS = (10, 14)
@@ -38,62 +42,68 @@ def design(space: SplitSpace, ops: np.ndarray, cut: int, kept: int = 8, bits: in
     return Design(text, tuple(map(int, ops)), (cut,), (mask,), (bits if mask else 0,))
 
 
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Return minimum, quartiles and maximum."""
+    names = ("min", "q25", "median", "q75", "max")
+    return dict(zip(names, np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist(), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights")
     parser.add_argument("--processor", default="cpu")
     parser.add_argument("--networks", type=int, default=100)
+    parser.add_argument("--dtypes", nargs="+", default=["auto"])
+    parser.add_argument("--calibration-images", nargs="+", type=int, default=[128])
     parser.add_argument("--out", type=Path, default=RESULTS / "supernet_fashion_mnist.json")
     args = parser.parse_args()
 
     dataset = OfficialFashionMnist()
     architecture = FBNetSpace(32, dataset.n_classes)
-    evaluator = SupernetEvaluator(
-        architecture,
-        dataset,
-        weights=args.weights,
-        processor=args.processor,
-        chunk=1000 if args.processor == "cuda" else 32,
-    )
-    space = SplitSpace(
-        architecture, bits=(8, 32), channel_importance=load_importance(evaluator.weights)
-    )
+    importance = load_importance(find_weights(architecture, dataset, args.weights))
+    space = SplitSpace(architecture, bits=(8, 32), channel_importance=importance)
     rng = np.random.default_rng(1)
     networks = rng.integers(0, 9, (args.networks, architecture.n_genes))
-    largest = np.full(architecture.n_genes, 7)
     n = architecture.n_blocks
-    designs = [design(space, largest, n)] + [design(space, ops, n) for ops in networks]
-    for cut in MASKED_CUTS:
-        designs += [design(space, ops, cut, KEPT_GROUPS, 8) for ops in networks]
-    accuracy = np.empty(len(designs))
-    for index, score in evaluator.evaluate(designs, "test"):
-        accuracy[index] = 1 - score.error
-    unmasked, *masked = accuracy[1:].reshape(1 + len(MASKED_CUTS), -1)
-    quantiles = dict(
-        zip(
-            ("min", "q25", "median", "q75", "max"),
-            np.quantile(unmasked, (0, 0.25, 0.5, 0.75, 1)),
-            strict=True,
+    whole = [design(space, ops, n) for ops in [np.full(architecture.n_genes, 7), *networks]]
+    masked = {
+        cut: [design(space, ops, cut, KEPT_GROUPS, 8) for ops in networks] for cut in MASKED_CUTS
+    }
+
+    figures: dict[str, Any] = {"networks": args.networks, "numerics": []}
+    for dtype, calibration_images in product(args.dtypes, args.calibration_images):
+        evaluator = SupernetEvaluator(
+            architecture,
+            dataset,
+            weights=args.weights,
+            processor=args.processor,
+            dtype=dtype,
+            calibration_images=calibration_images,
+            chunk=2500 if args.processor == "cuda" else 32,
         )
-    )
-    write_result(
-        args.out,
-        {
-            "test_images": evaluator.split_size("test"),
+
+        def accuracies(designs: list[Design], evaluator: SupernetEvaluator = evaluator) -> Any:
+            scores = dict(evaluator.evaluate(designs, "test"))
+            return np.array([1 - scores[i].error for i in range(len(designs))])
+
+        largest, *random = accuracies(whole)
+        result: dict[str, Any] = {
             "evaluator": evaluator.describe(),
-            "largest": accuracy[0],
-            "random": {"networks": args.networks, **quantiles},
-            "masked_2_of_8_groups_8_bits": {
+            "test_images": evaluator.split_size("test"),
+            "largest": largest,
+            "random": quantiles(np.array(random)),
+        }
+        if not figures["numerics"]:
+            result["masked_2_of_8_groups_8_bits"] = {
                 str(cut): {
                     "median": float(np.median(values)),
-                    "median_loss": float(np.median(unmasked - values)),
-                    "mean_loss": float(np.mean(unmasked - values)),
+                    "median_loss": float(np.median(random - values)),
+                    "mean_loss": float(np.mean(random - values)),
                 }
-                for cut, values in zip(MASKED_CUTS, masked, strict=True)
-            },
-            "importance_order": {str(cut): space.importance[cut].tolist() for cut in range(1, n)},
-        },
-    )
+                for cut, values in ((cut, accuracies(designs)) for cut, designs in masked.items())
+            }
+        figures["numerics"].append(result)
+        write_result(args.out, figures)
 
 
 if __name__ == "__main__":
