@@ -47,12 +47,21 @@ def commit() -> str:
         return "unknown"
 
 
+def command() -> str:
+    """Return the command line that repeats this benchmark, without where its result went."""
+    arguments = sys.argv[1:]
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
 def write_result(path: Path, figures: dict[str, Any]) -> None:
     """Write figures with their circumstances as JSON and print them."""
     document = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine(),
         **figures,
     }

@@ -75,7 +75,7 @@ class SupernetEvaluator:
         space: ArchitectureSpace,
         dataset: ImageDataset,
         *,
-        images: int | str = 256,
+        images: int | str = 512,
         calibration_images: int = 128,
         dtype: str = "auto",
         chunk: int = 32,
