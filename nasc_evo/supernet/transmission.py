@@ -12,7 +12,8 @@ def quantize(x: Tensor, bits: int) -> Tensor:
     """Return `x` after the uniform quantiser, as the receiving side reconstructs it.
 
     Each channel of each image is quantised between its minimum and maximum, which are sent as two
-    fp16 numbers. 16 bits send half-precision values and 32 bits the values themselves.
+    fp16 numbers. 16 bits send half-precision values and 32 bits the values themselves. What is
+    beyond the range of half precision is sent as its end.
 
     Args:
         x: Tensor at the cut, `[N, C, H, W]`.
@@ -26,16 +27,22 @@ def quantize(x: Tensor, bits: int) -> Tensor:
     with torch.no_grad():
         values = x.detach().float()
         if bits == 16:
-            sent = values.half().float()
+            sent = to_half(values)
         else:
-            low = values.amin(dim=(2, 3), keepdim=True).half().float()
-            high = values.amax(dim=(2, 3), keepdim=True).half().float()
+            low = to_half(values.amin(dim=(2, 3), keepdim=True))
+            high = to_half(values.amax(dim=(2, 3), keepdim=True))
             levels = 2**bits - 1
             step = (high - low) / levels
             codes = ((values - low) / step.clamp_min(1e-12)).round_().clamp_(0, levels)
             sent = low + codes * step
         sent = sent.to(x.dtype)
     return x + (sent - x).detach() if x.requires_grad else sent
+
+
+def to_half(values: Tensor) -> Tensor:
+    """Return float32 values as half precision holds them, large ones as its largest number."""
+    largest = torch.finfo(torch.float16).max
+    return values.clamp(-largest, largest).half().float()
 
 
 def transmit(x: Tensor, kept: Tensor, bits: int) -> Tensor:
