@@ -229,7 +229,9 @@ def load_layer_costs(folder: Path) -> LayerCosts:
         )
 
 
-def base_header(name: str, description: str, geometry: int, date: str) -> dict[str, Any]:
+def base_header(
+    name: str, description: str, geometry: int, date: str, space: str = "fbnet"
+) -> dict[str, Any]:
     """Return the header keys common to all tables, in order, `source` to `method` still empty.
 
     Args:
@@ -237,6 +239,7 @@ def base_header(name: str, description: str, geometry: int, date: str) -> dict[s
         description: One line on the machine.
         geometry: Input size, 32 or 224.
         date: Day the table was made.
+        space: Space of architectures.
 
     Returns:
         The mapping.
@@ -245,7 +248,7 @@ def base_header(name: str, description: str, geometry: int, date: str) -> dict[s
         "format": FORMAT,
         "name": name,
         "description": description,
-        "space": "fbnet",
+        "space": space,
         "geometry": geometry,
         "batch": 1,
         "units": {"latency_ms": "ms", "energy_mj": "mJ"},

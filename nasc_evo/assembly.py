@@ -7,16 +7,19 @@ imported only when an evaluator is made.
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nasc_evo.config import load_group_option
 from nasc_evo.cost import Chain, CostTable, Link, Node
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.data import ImageDataset, get_dataset
 from nasc_evo.errors import UserError
-from nasc_evo.space import ArchitectureSpace, FBNetSpace
+from nasc_evo.space import SPACES, ArchitectureSpace, SplitSpace
 from nasc_evo.supernet.score import Evaluator
 from nasc_evo.supernet.weights import find_weights, load_importance, read_manifest
+
+NodeLike = str | os.PathLike[str] | Mapping[str, Any] | CostTable
+"""A shipped name, the path of a table file, `{name, path, idle_mw}`, or a table."""
 
 
 def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDataset:
@@ -31,22 +34,15 @@ def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDatas
     return get_dataset(values["name"], values["geometry"])
 
 
-ARCHITECTURES: dict[str, type[FBNetSpace]] = {"fbnet": FBNetSpace}
-
-
 def build_architecture(name: str, dataset: ImageDataset) -> ArchitectureSpace:
     """Return the space of networks of a problem, for the geometry and classes of a data set."""
-    if name not in ARCHITECTURES:
-        raise UserError(f"problem must be one of {', '.join(ARCHITECTURES)}, got '{name}'.")
-    return ARCHITECTURES[name](dataset.geometry, dataset.n_classes)
+    if name not in SPACES:
+        raise UserError(f"problem must be one of {', '.join(SPACES)}, got '{name}'.")
+    return SPACES[name](dataset.geometry, dataset.n_classes)
 
 
-def build_node(
-    node: str | os.PathLike[str] | Mapping[str, Any] | CostTable,
-    role: str,
-    space: ArchitectureSpace,
-) -> Node:
-    """Return a node given by a shipped name, a table file, `{name, path, idle_mw}` or a table."""
+def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
+    """Return a node of the chain."""
     if isinstance(node, CostTable):
         return Node(node.name, node, role)
     if isinstance(node, Mapping):
@@ -85,24 +81,39 @@ def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_byt
     )
 
 
+EVALUATORS = ("supernet", "tabular")
+
+
 def evaluator_factory(
     space: ArchitectureSpace,
     dataset: ImageDataset,
-    evaluator: Mapping[str, Any] | Evaluator | None,
+    evaluator: str | Mapping[str, Any] | Evaluator | None,
 ) -> tuple[Evaluator | Callable[[], Evaluator], dict[int, Any]]:
     """Return an evaluator, or a function that makes it, and the importance of channels.
 
     Args:
         space: Space of architectures.
         dataset: Images.
-        evaluator: An evaluator, options of the supernet evaluator, or None for its defaults.
+        evaluator: An evaluator, a name out of :data:`EVALUATORS`, options `{name, ...}` (of the
+            supernet evaluator without a name), or None for the supernet evaluator's defaults.
 
     Raises:
-        UserError: If the supernet evaluator's weights are missing, damaged or do not fit.
+        UserError: If an option is unknown, or weights or figures are missing, damaged or do not
+            fit.
     """
-    if evaluator is not None and not isinstance(evaluator, Mapping):
+    if evaluator is not None and not isinstance(evaluator, (str, Mapping)):
         return evaluator, {}
-    options = {**load_group_option("evaluator", "supernet"), **(evaluator or {})}
+    given = {"name": evaluator} if isinstance(evaluator, str) else dict(evaluator or {})
+    name = given.pop("name", "supernet")
+    if name not in EVALUATORS:
+        raise UserError(f"evaluator must be one of {', '.join(EVALUATORS)}, got '{name}'.")
+    if name == "tabular":
+        from nasc_evo.tabular import TabularEvaluator
+
+        if given:
+            raise UserError(f"The tabular evaluator has no options, got {', '.join(given)}.")
+        return TabularEvaluator(space, dataset), {}
+    options = {**load_group_option("evaluator", "supernet"), **given}
     options.pop("name")
     weights = find_weights(space, dataset, options["weights"])
     read_manifest(weights, space, dataset)
@@ -117,3 +128,54 @@ def evaluator_factory(
             raise UserError(f"Unknown option of the supernet evaluator: {error}.") from error
 
     return make, load_importance(weights)
+
+
+class Parts(NamedTuple):
+    """What a :class:`nasc_evo.problem.SplitProblem` is made of, and its images."""
+
+    space: SplitSpace
+    chain: Chain
+    evaluator: Evaluator | Callable[[], Evaluator]
+    dataset: ImageDataset
+
+
+def assemble(
+    problem: str,
+    *,
+    device: NodeLike,
+    server: NodeLike,
+    link: str | Mapping[str, Any] | Link,
+    dataset: str | Mapping[str, Any] | ImageDataset,
+    evaluator: str | Mapping[str, Any] | Evaluator | None,
+    chain: Mapping[str, Any] | None,
+    **genes: Any,
+) -> Parts:
+    """Return the parts of a problem from what a user would type.
+
+    Args:
+        problem: Name of the space of architectures.
+        device: First node, see :func:`build_node`.
+        server: Second node.
+        link: Between them.
+        dataset: See :func:`build_dataset`.
+        evaluator: See :func:`evaluator_factory`.
+        chain: `{nodes, links, roles}` in place of device, link and server.
+        genes: Further arguments of :class:`SplitSpace`.
+    """
+    images = build_dataset(dataset)
+    architecture = build_architecture(problem, images)
+    chain = chain or {"nodes": [device, server], "links": [link], "roles": None}
+    costs = build_chain(architecture, chain, image_bytes=images.image_bytes)
+    made, importance = evaluator_factory(architecture, images, evaluator)
+    # no table knows what a mask or a quantiser does, and each network has figures of its own
+    fixed = getattr(made, "knows_whole_networks_only", False)
+    if fixed:
+        genes |= {"mask_groups": 1, "bits": (8,)}
+    space = SplitSpace(
+        architecture,
+        n_links=len(costs.links),
+        channel_importance=importance,
+        merge_equal_networks=not fixed,
+        **genes,
+    )
+    return Parts(space, costs, made, images)

@@ -64,6 +64,26 @@ class RunConfig:
     seed: int = MISSING
     rescore: Any = MISSING
     resume: str | None = None
+    truth: str | None = None
+
+
+@dataclass
+class TruthConfig:
+    """The frame of `configs/truth.yaml`."""
+
+    problem: Any = MISSING
+    device: Any = MISSING
+    server: Any = MISSING
+    link: Any = MISSING
+    chain: Any = MISSING
+    dataset: Any = MISSING
+    evaluator: Any = MISSING
+    objectives: list[str] = MISSING
+    limits: Limits = field(default_factory=Limits)
+    allow_raw_offload: bool = MISSING
+    min_device_blocks: int = MISSING
+    mask_groups: Any = MISSING
+    bits: list[int] = MISSING
 
 
 @dataclass
@@ -82,6 +102,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="train_schema", node=TrainConfig)
+    store.store(name="truth_schema", node=TruthConfig)
     OmegaConf.register_new_resolver(
         "nasc_folder", lambda resume, default: resume or default, replace=True
     )
@@ -95,6 +116,13 @@ def instantiate(config: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+
+
+def check_filled(config: Any) -> None:
+    """Raise a UserError where a configuration leaves a field open that the user must give."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} must be given, such as {missing[0]}=my.csv.")
 
 
 def launch(config_name: str, task: Callable[[Any], int]) -> None:

@@ -114,7 +114,7 @@ class SplitProblem(Problem):
         super().__init__(
             n_var=space.n_var,
             n_obj=len(self.objectives),
-            n_ieq_constr=len(self.limits),
+            n_ieq_constr=len(self.limits) + int(chain.may_refuse),
             xl=space.xl,
             xu=space.xu,
             vtype=int,
@@ -205,6 +205,10 @@ class SplitProblem(Problem):
     ) -> None:
         costs = self.costs(batch)
         (split, count) = next((key[1], key[2]) for key in new)
+        refusals = self.chain.refusals(batch)
+        self._known_scores.update(
+            {key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]}
+        )
         for key, score in self._scores(designs, new, split, count):
             row = new[key]
             evaluation = Evaluation(
@@ -274,11 +278,16 @@ class SplitProblem(Problem):
         return np.array(rows, dtype=float).reshape(len(rows), self.n_obj)
 
     def limit_violations(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
-        """Return G, `[n, limits]`: relative excess over each limit, feasible where <= 0."""
+        """Return G, `[n, n_ieq_constr]`: relative excess over each limit, feasible where <= 0.
+
+        Where a node may refuse a network the last column is 1 for designs without a score.
+        """
         rows = [
-            [e.metric(name) / limit - 1 for name, limit in self.limits.items()] for e in evaluations
+            [e.metric(name) / limit - 1 for name, limit in self.limits.items()]
+            + [1.0 if e.failed else -1.0] * self.chain.may_refuse
+            for e in evaluations
         ]
-        return np.array(rows, dtype=float).reshape(len(rows), len(self.limits))
+        return np.array(rows, dtype=float).reshape(len(rows), self.n_ieq_constr)
 
     def feasible(self, evaluations: Sequence[Evaluation]) -> NDArray[np.bool_]:
         """Return which evaluations meet every limit."""
@@ -291,14 +300,17 @@ class SplitProblem(Problem):
             UserError: If a row is no genome, or the evaluation of a design failed.
         """
         evaluations = [e for e in self.assess(X) if e is not None]
-        for evaluation in evaluations:
-            if evaluation.failed:
+        refusals = self.chain.refusals(self.space.decode_batch(X))
+        out["F"] = self.objective_values(evaluations)
+        for row, (evaluation, refused) in enumerate(zip(evaluations, refusals, strict=True)):
+            if evaluation.failed and not refused:
                 raise UserError(
                     f"The evaluation of {evaluation.design.key} failed: {evaluation.score.message}"
                 )
-        out["F"] = self.objective_values(evaluations)
-        if self.limits:
-            out["G"] = self.limit_violations(evaluations)
+            if refused:
+                out["F"][row] = [self.reference_point[name] for name in self.objectives]
+        if self.n_ieq_constr:
+            out["G"] = np.nan_to_num(self.limit_violations(evaluations), nan=1.0)
         if not np.isfinite(out["F"]).all():
             raise UserError("An objective is not finite; check the cost tables.")
 
@@ -322,22 +334,14 @@ class SplitProblem(Problem):
     def _worst_costs(self) -> dict[str, float]:
         space, n = self.space, self.space.architecture.n_blocks
         sizes = [len(ops) for ops in space.architecture.gene_ops]
-        base = np.zeros(len(sizes), dtype=np.int64)
-        rows = [base]
-        for gene, size in enumerate(sizes):
-            for op in range(size):
-                rows.append(base.copy())
-                rows[-1][gene] = op
-        local = self.costs(all_local_batch(space, np.array(rows)))
+        everything = space.architecture.architectures
+        rows = everything if len(everything) else one_gene_changed(sizes)
+        local = self.costs(all_local_batch(space, rows))
+        remote = self.costs(unmasked_batch(space, rows, 0))
         worst = {}
-        remote = self.costs(unmasked_batch(space, np.array(rows), 0))
         for name in ("latency_ms", "device_ms", "server_ms", "energy_mj", "macs", "params"):
             values = (remote if name == "server_ms" else local)[name]
-            start, total = 1, float(values[0])
-            for size in sizes:
-                total += float(values[start : start + size].max() - values[0])
-                start += size
-            worst[name] = total
+            worst[name] = float(values.max() if len(everything) else largest_sum(values, sizes))
         cuts = np.array([cut for cut in space.cut_choices if cut < n] or [n])
         full = self._full_batch(cuts)
         sent = self.costs(full)
@@ -369,6 +373,7 @@ class SplitProblem(Problem):
                     "name": node.name,
                     "role": node.role,
                     "table_sha256": node.table.sha256,
+                    "totals_sha256": node.table.totals and node.table.totals.sha256,
                     "idle_mw": node.idle_mw,
                 }
                 for node in self.chain.nodes
@@ -393,6 +398,27 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def one_gene_changed(sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Return the architecture of zeros, then it with each gene set to each of its values."""
+    rows = [np.zeros(len(sizes), dtype=np.int64)]
+    for gene, size in enumerate(sizes):
+        for op in range(size):
+            rows.append(rows[0].copy())
+            rows[-1][gene] = op
+    return np.array(rows)
+
+
+def largest_sum(values: NDArray, sizes: Sequence[int]) -> float:
+    """Return the maximum over all architectures of an additive figure.
+
+    Args:
+        values: The figure for the rows of :func:`one_gene_changed`.
+        sizes: Number of values of each gene.
+    """
+    parts = np.split(values[1:], np.cumsum(sizes)[:-1])
+    return float(values[0]) + sum(float(part.max() - values[0]) for part in parts)
+
+
 def all_local_batch(space: SplitSpace, ops: NDArray) -> DesignBatch:
     """Return architectures `[P, n_genes]` as designs that run on the first node alone."""
     return unmasked_batch(space, ops, space.architecture.n_blocks)
@@ -405,7 +431,7 @@ def unmasked_batch(space: SplitSpace, ops: NDArray, cut: int) -> DesignBatch:
     return DesignBatch(
         ops=np.asarray(ops, dtype=np.int64),
         cuts=np.full((n, k), cut),
-        masks=np.zeros((n, k, space.n_mask), dtype=bool),
+        masks=np.zeros((n, k, space.max_groups), dtype=bool),
         kept_channels=zeros,
         n_groups=zeros,
         bits=zeros,

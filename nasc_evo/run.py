@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from nasc_evo.errors import UserError
-from nasc_evo.hydra_app import EXIT_INFEASIBLE, EXIT_INTERRUPTED, instantiate, launch
+from nasc_evo.hydra_app import (
+    EXIT_INFEASIBLE,
+    EXIT_INTERRUPTED,
+    check_filled,
+    instantiate,
+    launch,
+)
 
 
 def main() -> None:
@@ -20,6 +26,7 @@ def run(config: Any) -> int:
     from rich.console import Console
 
     from nasc_evo.report.display import SearchDisplay, short_path
+    from nasc_evo.report.files import read_truth
     from nasc_evo.search.algorithms import create_algorithm
     from nasc_evo.search.final import check_rescore, final_result
     from nasc_evo.search.folder import RunFolder
@@ -29,13 +36,12 @@ def run(config: Any) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 110  # logs and files are not folded to the width of a small terminal
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        raise UserError(f"{sorted(missing)[0]} must be given, such as {sorted(missing)[0]}=my.csv.")
+    check_filled(config)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     check_rescore(resolved["rescore"])
     check_budget(config.n_eval, config.seed)
     problem = instantiate(config.problem)
+    truth = None if config.truth is None else read_truth(config.truth, problem)
     options = dict(resolved["algorithm"])
     algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
     identity = {
@@ -94,7 +100,7 @@ def run(config: Any) -> int:
         except KeyboardInterrupt:
             interrupted = True
             result = final_result(problem, search.evaluations, interrupted=True)
-        _write(console, path, problem, search, result)
+        _write(console, path, problem, search, result, truth)
         folder.finish(
             {
                 "stop_reason": search.stop_reason,
@@ -142,15 +148,22 @@ def _out_of_reach(problem: Any) -> str | None:
     return f"even the fastest design of the space takes {lowest:.4g} ms, the limit is {limit:g} ms"
 
 
-def _write(console: Any, path: Path, problem: Any, search: Any, result: Any) -> None:
+def _write(
+    console: Any, path: Path, problem: Any, search: Any, result: Any, truth: float | None
+) -> None:
     from nasc_evo.report.files import write_front
     from nasc_evo.report.pictures import draw_front
     from nasc_evo.report.table import print_result
 
-    write_front(path, problem, search, result)
+    write_front(path, problem, search, result, truth_hypervolume=truth)
     if result.front:
         draw_front(path, problem, search, result)
         print_result(console, problem, result)
+        if truth is not None:
+            console.print(
+                f"Hypervolume: {100 * result.hypervolume / truth:.2f} % of the exact front's.",
+                highlight=False,
+            )
         return
     nearest = result.least_infeasible
     if nearest is None:

@@ -1,16 +1,15 @@
 """FBNet networks, split between a device and a server."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nasc_evo.assembly import build_chain, build_dataset, evaluator_factory
-from nasc_evo.cost import CostTable, Link
+from nasc_evo.assembly import NodeLike, assemble
+from nasc_evo.cost import Link
 from nasc_evo.data import ImageDataset
 from nasc_evo.problem import SplitProblem
-from nasc_evo.space import Design, FBNetSpace, SplitSpace
+from nasc_evo.space import Design
 from nasc_evo.supernet.score import Evaluator
 
 
@@ -40,8 +39,8 @@ class FBNetSplit(SplitProblem):
 
     def __init__(
         self,
-        device: str | os.PathLike[str] | Mapping[str, Any] | CostTable = "edgegpu",
-        server: str | os.PathLike[str] | Mapping[str, Any] | CostTable = "titan_rtx",
+        device: NodeLike = "edgegpu",
+        server: NodeLike = "titan_rtx",
         link: str | Mapping[str, Any] | Link = "wifi",
         dataset: str | Mapping[str, Any] | ImageDataset = "fashion_mnist",
         evaluator: Mapping[str, Any] | Evaluator | None = None,
@@ -54,22 +53,23 @@ class FBNetSplit(SplitProblem):
         mask_groups: int | str = 8,
         bits: Sequence[int] = (4, 6, 8),
     ) -> None:
-        images = build_dataset(dataset)
-        architecture = FBNetSpace(images.geometry, images.n_classes)
-        chain = chain or {"nodes": [device, server], "links": [link], "roles": None}
-        costs = build_chain(architecture, chain, image_bytes=images.image_bytes)
-        make_evaluator, importance = evaluator_factory(architecture, images, evaluator)
-        space = SplitSpace(
-            architecture,
+        parts = assemble(
+            "fbnet",
+            device=device,
+            server=server,
+            link=link,
+            dataset=dataset,
+            evaluator=evaluator,
+            chain=chain,
             mask_groups=mask_groups,
             bits=bits,
-            n_links=len(costs.links),
             allow_raw_offload=allow_raw_offload,
             min_device_blocks=min_device_blocks,
-            channel_importance=importance,
         )
-        super().__init__(space, costs, make_evaluator, objectives=objectives, limits=limits)
-        self.dataset = images
+        super().__init__(
+            parts.space, parts.chain, parts.evaluator, objectives=objectives, limits=limits
+        )
+        self.dataset = parts.dataset
 
     def notes(self) -> list[str]:
         """Say where the cost figures are those of another data set, and fitted."""

@@ -45,6 +45,10 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
     if option == "agemoea":
         pytest.importorskip("numba", reason="the optional extra agemoea is not installed")
     overrides = [f"{group}={option}"]
+    if option in ("edgetpu", "tabular"):  # exist for this space, and on this data set
+        needs_data("hwnas/nb201_accuracy.npz")
+        others = {"problem": "nasbench201", "dataset": "cifar100", "evaluator": "tabular"}
+        overrides += [f"{key}={value}" for key, value in others.items() if key != group]
     if option == "table":
         table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
         overrides.append(f"{group}.path={table}")
@@ -261,3 +265,48 @@ def test_a_mistake_in_training_is_one_sentence(cli, options, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_exact_front_and_a_search_held_against_it(cli, tmp_path):
+    needs_data("hwnas/nb201_accuracy.npz")
+    options = ("problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "device=raspi4")
+    truth = cli("device=raspi4", "hydra.run.dir=t", module="truth")
+    assert truth.returncode == 0, truth.stderr
+    assert "The exact front has" in truth.stdout
+    columns = (tmp_path / "t" / "truth.csv").read_text().splitlines()[0]
+    again = cli("device=raspi4", "hydra.run.dir=t", module="truth")
+    assert again.returncode == 2
+    assert "already holds a truth.csv" in again.stderr
+    result = cli(*options, "truth=t/truth.csv", "n_eval=200", "hydra.run.dir=out")
+    assert result.returncode == 0, result.stderr
+    assert "% of the exact front's" in result.stdout
+    assert columns == (tmp_path / "out" / "pareto.csv").read_text().splitlines()[0]
+    document = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    assert 0.8 < document["hypervolume"]["relative_to_truth"] <= 1
+    # nothing was left out of a front that needs no re-scoring
+    assert all(float(row["error_test"]) > 0 for row in rows(tmp_path / "out"))
+    other = cli(*options, "link=lte", "truth=t/truth.csv", "hydra.run.dir=other")
+    assert other.returncode == 2
+    assert "is of another problem: its links.0" in other.stderr
+    missing = cli(*options, "truth=t/nothing.csv", "hydra.run.dir=other")
+    assert missing.returncode == 2
+    assert "write them with `python -m nasc_evo.truth`" in missing.stderr
+
+
+def test_the_exact_front_under_impossible_limits_ends_with_3(cli):
+    needs_data("hwnas/nb201_accuracy.npz")
+    result = cli("limits.latency_ms=1e-6", module="truth")
+    assert result.returncode == 3
+    assert "No design of the space meets the limits" in result.stdout
+
+
+def test_tabular_accuracies_of_another_problem_are_refused(cli):
+    needs_data("hwnas/nb201_accuracy.npz")
+    for options, says in (
+        (("evaluator=tabular", "dataset=cifar100"), "no official accuracies for fbnet"),
+        (("evaluator=tabular", "problem=nasbench201"), "not for fashion_mnist"),
+    ):
+        result = cli(*options)
+        assert result.returncode == 2
+        assert says in result.stderr
+        assert "Traceback" not in result.stderr

@@ -128,26 +128,59 @@ class Chain:
         tensor = np.where(batch.cuts == 0, self.image_bytes, values + quantizer + mask)
         return np.where(batch.cuts < self.space.n_blocks, tensor + overhead, 0).astype(float)
 
-    def _split_sums(self, figures: FloatArray, codes: NDArray, bounds: NDArray) -> FloatArray:
+    def _split_sums(
+        self, table: CostTable, metric: str, ops: NDArray, bounds: NDArray
+    ) -> FloatArray:
         """Sum a table's figures between the bounds, `[P, N]`; bounds `[P, N + 1]` are blocks."""
+        figures = getattr(table, metric)
+        codes = self.space.position_codes(ops, table.pruned)
         n_positions, n_ops = figures.shape
         gathered = figures.ravel()[codes + n_ops * np.arange(n_positions)]
         prefix = np.zeros((len(codes), n_positions + 1))
         np.cumsum(gathered, axis=1, out=prefix[:, 1:])
         at_bounds = np.take_along_axis(prefix, self.space.block_start[bounds], axis=1)
-        return np.diff(at_bounds, axis=1)
+        sums = np.diff(at_bounds, axis=1)
+        totals = None if table.totals is None else getattr(table.totals, metric)
+        if totals is None:
+            return sums
+        total = totals[self.space.index(ops)]
+        return sums * np.where(np.isnan(total), 1.0, total / prefix[:, -1])[:, None]
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether some node does not run every network."""
+        return any(node.table.refused is not None for node in self.nodes)
+
+    def refusals(self, batch: DesignBatch) -> list[str]:
+        """Return for each design why a node cannot run its share; empty where all can, `[P]`.
+
+        A network that a machine refuses as a whole is taken to be refused in part as well, unless
+        the machine runs no more than the first block.
+        """
+        reasons = [""] * len(batch)
+        bounds = self._bounds(batch)
+        for j, node in enumerate(self.nodes):
+            if node.table.refused is None:
+                continue
+            busy = (bounds[:, j + 1] > bounds[:, j]) & (bounds[:, j + 1] > 1)
+            for i in np.flatnonzero(busy & node.table.refused[self.space.index(batch.ops)]):
+                reasons[i] = reasons[i] or f"the network did not compile for {node.name}"
+        return reasons
+
+    def _bounds(self, batch: DesignBatch) -> NDArray:
+        """Return the first block of each node and the number of blocks, `[P, N + 1]`."""
+        ends = np.zeros((len(batch), 1), dtype=np.int64)
+        return np.concatenate([ends, batch.cuts, ends + self.space.n_blocks], axis=1)
 
     def evaluate(self, batch: DesignBatch) -> Costs:
         """Return the costs of a decoded population."""
         n = self.space.n_blocks
-        codes = self.space.position_codes(batch.ops)
-        ends = np.zeros((len(batch), 1), dtype=np.int64)
-        bounds = np.concatenate([ends, batch.cuts, ends + n], axis=1)
+        bounds = self._bounds(batch)
         sums: dict[int, FloatArray] = {}
         node_ms = np.empty((len(batch), len(self.nodes)))
         for j, node in enumerate(self.nodes):
             if id(node.table) not in sums:
-                sums[id(node.table)] = self._split_sums(node.table.latency_ms, codes, bounds)
+                sums[id(node.table)] = self._split_sums(node.table, "latency_ms", batch.ops, bounds)
             node_ms[:, j] = sums[id(node.table)][:, j]
         payload = self.payloads(batch)
         used = batch.cuts < n
@@ -177,7 +210,7 @@ class Chain:
             energy_mj = radio_mj.sum(axis=1)
             for j, node in enumerate(self.nodes):
                 if is_device[j] and node.table.energy_mj is not None:
-                    energy_mj += self._split_sums(node.table.energy_mj, codes, bounds)[:, j]
+                    energy_mj += self._split_sums(node.table, "energy_mj", batch.ops, bounds)[:, j]
             at_device = is_device[:-1] | is_device[1:]
             busy_ms = device_ms + transfer_ms[:, at_device].sum(axis=1)
             idle_mw = self.nodes[0].idle_mw

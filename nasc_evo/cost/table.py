@@ -4,13 +4,17 @@ The file begins with lines `# ...` that form one YAML mapping (`format`, `name`,
 `geometry` are required; source, licence, quirks and fit errors belong there too), followed by
 CSV with the columns `position, op, latency_ms, energy_mj`. Costs are additive over positions. An
 empty field is an unknown figure, which only `energy_mj` may have.
+
+Two more header fields concern spaces whose networks have official numbers: `pruned` lists the
+kinds of dead operations that the machine's compiler removes, and `did_not_compile` flags the
+networks that it refused (see :func:`nasc_evo.cost.network.pack_flags`).
 """
 
 import csv
 import hashlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from nasc_evo.cost.network import NetworkTotals, official_totals, unpack_flags
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.space.architecture import ArchitectureSpace
 
@@ -39,6 +44,9 @@ class CostTable:
         energy_mj: Likewise, or None where the energy is unknown.
         header: The provenance header.
         sha256: Of the file.
+        pruned: Kinds of dead operations that cost nothing here.
+        refused: Networks that do not run here, by official index; None if all do.
+        totals: Official costs of whole networks, to which sums are scaled; None without.
     """
 
     name: str
@@ -46,6 +54,9 @@ class CostTable:
     energy_mj: FloatArray | None
     header: dict[str, Any]
     sha256: str
+    pruned: tuple[str, ...] = ()
+    refused: NDArray[np.bool_] | None = None
+    totals: NetworkTotals | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], space: ArchitectureSpace) -> "CostTable":
@@ -74,12 +85,29 @@ class CostTable:
                 )
         rows = [line for line in lines if line.strip() and not line.startswith("#")]
         latency, energy = _read_rows(path, rows, space)
+        pruned = header.get("pruned", [])
+        if not isinstance(pruned, list) or not set(map(str, pruned)) <= set(space.prunable):
+            raise UserError(
+                f"pruned in the header of the cost table {path} must be a list out of "
+                f"{list(space.prunable)}, got {pruned!r}."
+            )
+        refused = None
+        if "did_not_compile" in header:
+            try:
+                refused = unpack_flags(str(header["did_not_compile"]), len(space.architectures))
+            except ValueError as error:
+                raise UserError(
+                    f"did_not_compile in the header of the cost table {path} cannot be read "
+                    f"({error})."
+                ) from error
         return cls(
             name=str(header["name"]),
             latency_ms=latency,
             energy_mj=None if np.isnan(energy).all() else energy,
             header=header,
             sha256=hashlib.sha256(content).hexdigest(),
+            pruned=tuple(pruned),
+            refused=refused,
         )
 
     @classmethod
@@ -97,7 +125,10 @@ class CostTable:
                 f"{space.geometry}; available are {', '.join(available)}, or give a table file of "
                 "your own (device=table device.path=my.csv)."
             )
-        return cls.load(path, space)
+        table = cls.load(path, space)
+        if not len(space.architectures):
+            return table
+        return replace(table, totals=official_totals(name, len(space.architectures)))
 
 
 def shipped_names(space: ArchitectureSpace) -> list[str]:
@@ -133,32 +164,32 @@ def _read_rows(
             f"The cost table {path} must have the columns {','.join(COLUMNS)}, "
             f"got {','.join(reader.fieldnames or [])}."
         )
-    places = {
-        (position.name, op): (i, j)
-        for i, position in enumerate(space.positions)
-        for j, op in enumerate(position.ops)
-    }
+    places: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for i, position in enumerate(space.positions):
+        for j, op in enumerate(position.ops):
+            places.setdefault((position.name, op), []).append((i, j))
     shape = (len(space.positions), max(len(position.ops) for position in space.positions))
     latency, energy = np.full(shape, np.nan), np.full(shape, np.nan)
     seen = set()
     for row in reader:
         where = f"position '{row['position']}', op '{row['op']}' of the cost table {path}"
-        place = places.get((row["position"], row["op"]))
-        if place is None:
+        key = (row["position"], row["op"])
+        if key not in places:
             raise UserError(f"There is no {where} in the space {space.name}.")
-        if place in seen:
+        if key in seen:
             raise UserError(f"The {where} is given twice.")
-        seen.add(place)
-        latency[place] = _figure(row["latency_ms"], "latency_ms", where)
+        seen.add(key)
+        at = tuple(np.transpose(places[key]))
+        latency[at] = _figure(row["latency_ms"], "latency_ms", where)
         if row["energy_mj"]:
-            energy[place] = _figure(row["energy_mj"], "energy_mj", where)
-    absent = [f"{name} {op}" for (name, op), place in places.items() if place not in seen]
+            energy[at] = _figure(row["energy_mj"], "energy_mj", where)
+    absent = [f"{name} {op}" for name, op in places if (name, op) not in seen]
     if absent:
         raise UserError(
             f"The cost table {path} lacks {len(absent)} of {len(places)} rows, the first is "
             f"'{absent[0]}'."
         )
-    known = [not math.isnan(energy[place]) for place in places.values()]
+    known = [not math.isnan(energy[at[0]]) for at in places.values()]
     if any(known) and not all(known):
         raise UserError(
             f"The cost table {path} has energy_mj for {sum(known)} of {len(places)} rows; give it "

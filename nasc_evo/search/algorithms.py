@@ -14,7 +14,8 @@ from nasc_evo.errors import UserError
 from nasc_evo.problem import SplitProblem
 from nasc_evo.search import operators
 
-OPTIONS = ("crossover", "cut_rate", "bits_rate")
+OPTIONS = ("crossover", "cut_rate", "bits_rate", "best_cut_rate")
+LOSSLESS_BEST_CUT_RATE = 0.5
 ALGORITHMS = ("nsga2", "nsga3", "agemoea", "moead", "random")
 
 
@@ -56,8 +57,10 @@ def create_algorithm(
     Args:
         name: One of :data:`ALGORITHMS`.
         problem: What it will solve.
-        options: `pop_size`, and `crossover`, `cut_rate`, `bits_rate` of
-            :func:`nasc_evo.search.operators.for_space`.
+        options: `pop_size`, and `crossover`, `cut_rate`, `bits_rate`, `best_cut_rate` of
+            :func:`nasc_evo.search.operators.for_space`. A `best_cut_rate` of None is
+            :data:`LOSSLESS_BEST_CUT_RATE` where mask and bits are no genes, so that the error does
+            not depend on the cut, and 0 elsewhere.
         seed: Of the reference directions of nsga3 and moead.
 
     Raises:
@@ -66,7 +69,10 @@ def create_algorithm(
     """
     if name not in ALGORITHMS:
         raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
-    values = {"pop_size": 40, **(options or {})}
+    lossless = problem.space.n_mask == 0 and len(problem.space.bits_genes) == 0
+    values = {"pop_size": 40, "best_cut_rate": None, **(options or {})}
+    if values["best_cut_rate"] is None:
+        values["best_cut_rate"] = LOSSLESS_BEST_CUT_RATE if lossless else 0.0
     pop_size = values.pop("pop_size")
     if not isinstance(pop_size, int) or isinstance(pop_size, bool) or pop_size < 4:
         raise UserError(
@@ -78,7 +84,9 @@ def create_algorithm(
             f"The algorithm {name} has no option '{unknown[0]}'; it has pop_size, "
             f"{', '.join(OPTIONS)}."
         )
-    parts = operators.for_space(problem.space, first=problem.fastest_design(), **values)
+    parts = operators.for_space(
+        problem.space, chain=problem.chain, first=problem.fastest_design(), **values
+    )
     if name == "random":
         return RandomSearch(pop_size=pop_size, **parts)
     if name == "nsga2":

@@ -98,7 +98,8 @@ def final_result(
     Args:
         problem: The problem searched.
         evaluations: All evaluations of the search split, at the search's fidelity.
-        rescore: Largest number of designs to re-score, spread over the front, or `"all"`.
+        rescore: Largest number of designs to re-score, spread over the front, or `"all"`. A
+            search that used all images needs no re-scoring and keeps its whole front.
         interrupted: Report the front at the search's fidelity and compute nothing more.
         on_phase: Called with a line that says what is being done.
     """
@@ -111,16 +112,18 @@ def final_result(
     tests: dict[str, Evaluation] = {}
     references: list[dict[str, Any]] = []
     if not interrupted:
-        count = len(front) if rescore == "all" else int(rescore)
+        size = problem.evaluator.split_size("search")
+        everything = rescore == "all" or problem.evaluator.images == size
+        count = len(front) if everything else int(rescore)
         chosen = spread_subset(problem.objective_values(front), count)
         rest = np.setdiff1d(np.arange(len(front)), chosen)
-        size = problem.evaluator.split_size("search")
         rescored: list[Evaluation] = []
         searched, front = front, []
         for part in (chosen, rest):
             if front or not len(part):
                 break  # the rest is needed only where none of the chosen meets the limits
-            on_phase(f"Scoring {len(part)} designs of the front on all {size} search images")
+            if problem.evaluator.images < size:
+                on_phase(f"Scoring {len(part)} designs of the front on all {size} search images")
             genomes = np.array([searched[i].genome for i in part])
             rescored += [e for e in problem.assess(genomes, images=size) if e is not None]
             front = non_dominated(problem, rescored)

@@ -146,14 +146,23 @@ def _versions() -> dict[str, str]:
 
 def _check_identity(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     """Raise a UserError that names the first difference."""
+    difference = first_difference(old, new)
+    if difference is not None:
+        key, before, now = difference
+        raise UserError(
+            f"The run in {path} cannot be resumed with another {key}: it had {before!r}, this "
+            f"command has {now!r}; give the options that the run was begun with."
+        )
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first field, as `a.b.c`, in which two documents differ, with both values."""
     flat_old, flat_new = _flatten(old), _flatten(new)
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, now = flat_old.get(key, "absent"), flat_new.get(key, "absent")
         if before != now:
-            raise UserError(
-                f"The run in {path} cannot be resumed with another {key}: it had {before!r}, this "
-                f"command has {now!r}; give the options that the run was begun with."
-            )
+            return key, before, now
+    return None
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -64,7 +64,10 @@ class Journal:
                     isinstance(key[0], str)
                     and isinstance(key[1], str)
                     and type(key[2]) is int
-                    and (correct is None or (type(correct) is int and 0 <= correct <= key[2]))
+                    and (
+                        correct is None
+                        or (type(correct) in (int, float) and 0 <= correct <= key[2])
+                    )
                 )
                 if not valid:
                     raise ValueError("a field has a wrong type or range")

@@ -5,6 +5,7 @@ genes as what they are: categories (operations, bits), an ordered cut, and a set
 Every child they produce is a genome of the space.
 """
 
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.sampling import Sampling
 
+from nasc_evo.cost import Chain
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, SplitSpace
 
@@ -28,6 +30,8 @@ def for_space(
     crossover: str = "uniform",
     cut_rate: float = 0.3,
     bits_rate: float = 0.2,
+    best_cut_rate: float = 0.0,
+    chain: Chain | None = None,
     first: Design | None = None,
 ) -> dict[str, Any]:
     """Return fresh sampling, crossover, mutation and duplicate elimination for an algorithm.
@@ -39,14 +43,25 @@ def for_space(
         crossover: `"uniform"` or `"two_point"`.
         cut_rate: Probability that a mutation moves a cut by one step.
         bits_rate: Probability that a mutation draws the bits anew.
+        best_cut_rate: Probability that a genome moves to the cuts of the lowest latency for its
+            architecture, mask and bits; needs `chain`.
+        chain: Costs of the problem.
         first: A design to begin the initial population with.
     """
+    fast_cuts = FastCuts(space, chain, best_cut_rate)
     return {
-        "sampling": SplitSampling(space, first),
+        "sampling": SplitSampling(space, first, fast_cuts),
         "crossover": SplitCrossover(space, crossover),
-        "mutation": SplitMutation(space, cut_rate, bits_rate),
+        "mutation": SplitMutation(space, cut_rate, bits_rate, fast_cuts),
         "eliminate_duplicates": PhenotypeDuplicates(space),
     }
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise a UserError unless a rate is a number in 0..1."""
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not (number and 0 <= rate <= 1):
+        raise UserError(f"{name} must be a number in 0..1, got {rate!r}.")
 
 
 def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -63,6 +78,8 @@ def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArr
             x[genes] = rng.choice(size, size=len(genes), p=rng.dirichlet(np.ones(size)))
         x[space.cut_genes] = np.sort(rng.integers(0, len(space.cut_choices), space.n_links))
         for genes, cut in zip(space.mask_genes, x[space.cut_genes], strict=True):
+            if space.n_mask == 0:
+                continue
             c = space.cut_choices[cut]
             groups = int(space.groups_at[c]) or space.n_mask
             kept = rng.integers(1, groups + 1)
@@ -70,7 +87,7 @@ def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArr
             order = space.importance[c, :groups] if by_importance else rng.permutation(groups)
             x[genes] = 0
             x[genes[order[:kept]]] = 1
-        x[space.bits_genes] = rng.integers(0, len(space.bits), space.n_links)
+        x[space.bits_genes] = rng.integers(0, len(space.bits), len(space.bits_genes))
     return X
 
 
@@ -85,13 +102,56 @@ def keep_valid(space: SplitSpace, X: NDArray[np.int64]) -> NDArray[np.int64]:
     return X
 
 
+class FastCuts:
+    """Moves some genomes to the cuts of the lowest end-to-end latency.
+
+    Costs are known without scoring a network, so that trying every cut is nearly free.
+
+    Args:
+        space: Genomes.
+        chain: Costs.
+        rate: Probability that a genome is moved.
+
+    Raises:
+        UserError: If the rate is no probability, or above 0 without costs.
+    """
+
+    def __init__(self, space: SplitSpace, chain: Chain | None, rate: float) -> None:
+        check_rate("best_cut_rate", rate)
+        if rate > 0 and chain is None:
+            raise UserError(f"best_cut_rate={rate} needs the chain of the problem.")
+        self.space = space
+        self.chain = chain
+        self.rate = rate
+        choices = range(len(space.cut_choices))
+        self.cuts = np.array(list(combinations_with_replacement(choices, space.n_links)))
+
+    def __call__(self, X: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return `X` `[P, n_var]` with some rows moved; draws nothing at rate 0."""
+        if self.rate == 0 or self.chain is None:
+            return X
+        moved = np.flatnonzero(rng.random(len(X)) < self.rate)
+        if not len(moved):
+            return X
+        tried = np.repeat(X[moved], len(self.cuts), axis=0)
+        tried[:, self.space.cut_genes] = np.tile(self.cuts, (len(moved), 1))
+        keep_valid(self.space, tried)
+        latency_ms = self.chain.evaluate(self.space.decode_batch(tried)).latency_ms
+        best = latency_ms.reshape(len(moved), -1).argmin(axis=1)
+        X[moved] = tried.reshape(len(moved), len(self.cuts), -1)[np.arange(len(moved)), best]
+        return X
+
+
 class SplitSampling(Sampling):
     """Random genomes of a space, see :func:`random_genomes`."""
 
-    def __init__(self, space: SplitSpace, first: Design | None = None) -> None:
+    def __init__(
+        self, space: SplitSpace, first: Design | None = None, fast_cuts: FastCuts | None = None
+    ) -> None:
         super().__init__()
         self.space = space
         self.first = first
+        self.fast_cuts = fast_cuts
 
     def _do(
         self,
@@ -102,6 +162,8 @@ class SplitSampling(Sampling):
         **kwargs: Any,
     ) -> NDArray[np.int64]:
         X = random_genomes(self.space, n_samples, random_state)
+        if self.fast_cuts is not None:
+            X = self.fast_cuts(X, random_state)
         if self.first is not None and n_samples > 0:
             X[0] = self.space.encode(self.first)
         return X
@@ -121,11 +183,8 @@ class SplitCrossover(Crossover):
         self.space = space
         self.kind = kind
         self.unit = np.arange(space.n_var)
-        for cut, genes, bits in zip(
-            space.cut_genes, space.mask_genes, space.bits_genes, strict=True
-        ):
+        for cut, genes in zip(space.cut_genes, space.mask_genes, strict=True):
             self.unit[genes] = self.unit[cut]
-            self.unit[bits] = bits
         self.unit = np.unique(self.unit, return_inverse=True)[1]
 
     def _do(
@@ -154,18 +213,24 @@ class SplitMutation(Mutation):
     """Mutation with one rate a segment; every child differs from its parent in some gene.
 
     Architecture genes are drawn anew with rate 1 / (number of them), mask genes flipped with rate
-    1 / (number of groups at the cut), cuts moved by one step, bits drawn anew.
+    1 / (number of groups at the cut), cuts moved by one step, bits drawn anew. Some children then
+    move to their fastest cut (which may be a step back).
     """
 
-    def __init__(self, space: SplitSpace, cut_rate: float = 0.3, bits_rate: float = 0.2) -> None:
+    def __init__(
+        self,
+        space: SplitSpace,
+        cut_rate: float = 0.3,
+        bits_rate: float = 0.2,
+        fast_cuts: FastCuts | None = None,
+    ) -> None:
         super().__init__(prob=1.0)
-        for name, rate in (("cut_rate", cut_rate), ("bits_rate", bits_rate)):
-            number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-            if not (number and 0 <= rate <= 1):
-                raise UserError(f"{name} must be a number in 0..1, got {rate!r}.")
+        check_rate("cut_rate", cut_rate)
+        check_rate("bits_rate", bits_rate)
         self.space = space
         self.cut_rate = cut_rate
         self.bits_rate = bits_rate
+        self.fast_cuts = fast_cuts
 
     def _do(
         self,
@@ -181,22 +246,22 @@ class SplitMutation(Mutation):
             while np.array_equal(child, parent):
                 self._mutate(child, random_state)
                 keep_valid(self.space, child[None])
-        return children
+        return children if self.fast_cuts is None else self.fast_cuts(children, random_state)
 
     def _mutate(self, x: NDArray[np.int64], rng: np.random.Generator) -> None:
         space = self.space
         genes = np.flatnonzero(rng.random(space.n_arch) < 1 / space.n_arch)
         x[genes] = (x[genes] + rng.integers(1, space.sizes[genes])) % space.sizes[genes]
-        for cut, mask, bits in zip(
-            space.cut_genes, space.mask_genes, space.bits_genes, strict=True
-        ):
+        for link, (cut, mask) in enumerate(zip(space.cut_genes, space.mask_genes, strict=True)):
             if rng.random() < self.cut_rate:
                 step = x[cut] + rng.choice((-1, 1))
                 x[cut] = np.clip(step, 0, space.sizes[cut] - 1)
-            groups = int(space.groups_at[space.cut_choices[x[cut]]]) or space.n_mask
-            flipped = rng.random(groups) < 1 / groups
-            x[mask[:groups]] ^= flipped
-            if rng.random() < self.bits_rate and len(space.bits) > 1:
+            if space.n_mask:
+                groups = int(space.groups_at[space.cut_choices[x[cut]]]) or space.n_mask
+                flipped = rng.random(groups) < 1 / groups
+                x[mask[:groups]] ^= flipped
+            if rng.random() < self.bits_rate and len(space.bits_genes):
+                bits = space.bits_genes[link]
                 x[bits] = (x[bits] + rng.integers(1, len(space.bits))) % len(space.bits)
 
 

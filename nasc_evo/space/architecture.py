@@ -1,6 +1,7 @@
 """What every space of architectures tells the rest of the program about its networks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -27,18 +28,20 @@ class ArchitectureSpace(ABC):
 
     Attributes:
         name: Short name, as in cost tables and configurations.
+        prunable: Kinds of operations without effect on the output that its networks can have.
         geometry: Height and width of the input image in pixels.
         n_classes: Outputs of the classifier.
         gene_ops: Allowed operations of each gene.
         block_names: Names of the blocks, in order.
         cut_shapes: `cut_shapes[c]` is `(channels, height, width)` of the tensor that enters block
             `c`, for c in 0..n_blocks - 1; `cut_shapes[0]` is the input image.
-        positions: Rows of a cost table, in network order.
+        positions: Rows of a cost table, in network order; positions of one name share their rows.
         block_start: `[n_blocks + 1]`; block `b` owns positions `block_start[b]` up to
             `block_start[b + 1]`.
     """
 
     name: ClassVar[str]
+    prunable: ClassVar[tuple[str, ...]] = ()
     geometry: int
     n_classes: int
     gene_ops: tuple[tuple[str, ...], ...]
@@ -58,8 +61,27 @@ class ArchitectureSpace(ABC):
         return len(self.block_names)
 
     @abstractmethod
-    def position_codes(self, ops: IntArray) -> IntArray:
-        """Return the index into each position's ops, `[P, positions]`, for `ops` `[P, n_genes]`."""
+    def position_codes(self, ops: IntArray, pruned: Sequence[str] = ()) -> IntArray:
+        """Return the index into each position's ops, `[P, positions]`, for `ops` `[P, n_genes]`.
+
+        Args:
+            ops: Architectures.
+            pruned: Kinds of dead operations, out of :attr:`prunable`, that cost nothing because
+                the machine's compiler removes them.
+        """
+
+    def canonical(self, ops: IntArray) -> IntArray:
+        """Return for each of `ops` `[P, n_genes]` the one that stands for all equal networks."""
+        return ops
+
+    @property
+    def architectures(self) -> IntArray:
+        """All architectures in their official order, `[n, n_genes]`; none if they have no order."""
+        return np.empty((0, self.n_genes), dtype=np.int64)
+
+    def index(self, ops: IntArray) -> IntArray:
+        """Return the row in :attr:`architectures` of each of `ops` `[P, n_genes]`, shape `[P]`."""
+        raise NotImplementedError(f"the architectures of {self.name} have no official order")
 
     @abstractmethod
     def format(self, ops: IntArray) -> str:

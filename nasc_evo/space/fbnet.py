@@ -4,6 +4,7 @@ Twenty-two layers in seven stages, each with one of nine operations, between a f
 fixed head: 24 blocks, cuts 0..24.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,7 @@ class FBNetSpace(ArchitectureSpace):
                 macs[i, j] = expand * g.size_in**2 + (depthwise + project) * g.size_out**2
         return macs, params
 
-    def position_codes(self, ops: IntArray) -> IntArray:
+    def position_codes(self, ops: IntArray, pruned: Sequence[str] = ()) -> IntArray:
         """Return the index into each position's ops: 0 for the fixed ones, the gene for a layer."""
         codes = np.zeros((len(ops), len(self.positions)), dtype=np.int64)
         codes[:, 1 : 1 + self.n_genes] = ops

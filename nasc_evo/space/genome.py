@@ -2,7 +2,8 @@
 
 Layout: `[architecture genes | cut, mask genes, bits | cut, mask genes, bits | ...]` with one
 `cut, mask, bits` segment for each link of the chain. Every gene is an index into its choices, so
-each integer array within the bounds (and with cuts that do not decrease) is a valid genome.
+each integer array within the bounds (and with cuts that do not decrease) is a valid genome. What
+has a single choice (one channel group, one width) is no gene.
 
 What a genome decodes to is its *phenotype*, a :class:`Design`. The mask and the bits of a cut
 where the stored image (c = 0) or nothing (c = n) is sent have no effect and are absent from it;
@@ -54,7 +55,7 @@ class DesignBatch:
     Attributes:
         ops: Architectures, `[P, n_genes]`.
         cuts: `[P, K]`, number of blocks before each cut.
-        masks: `[P, K, G]` booleans; False at inactive cuts and surplus genes.
+        masks: `[P, K, G]` booleans for at most G groups; False at inactive cuts and surplus ones.
         kept_channels: `[P, K]` channels that are sent; 0 where inactive.
         n_groups: `[P, K]` groups of the mask at the cut; 0 where inactive.
         bits: `[P, K]`; 0 where inactive.
@@ -79,6 +80,8 @@ class SplitSpace:
         mask_groups: Number of equal channel groups at a cut, or `"channels"` for one mask gene a
             channel (as many genes as the widest cut has channels).
         bits: Allowed widths, each one of :data:`BITS`.
+        merge_equal_networks: Whether architectures that compute the same function are one
+            phenotype, see :meth:`ArchitectureSpace.canonical`.
         n_links: Links of the chain, each with a cut of its own.
         allow_raw_offload: Whether the stored input image may be sent (cut 0).
         min_device_blocks: Fewest blocks before the first cut, raw offload apart. Keeping blocks
@@ -97,6 +100,7 @@ class SplitSpace:
         *,
         mask_groups: int | str = 8,
         bits: Sequence[int] = (4, 6, 8),
+        merge_equal_networks: bool = True,
         n_links: int = 1,
         allow_raw_offload: bool = False,
         min_device_blocks: int = 2,
@@ -107,6 +111,7 @@ class SplitSpace:
         self.allow_raw_offload = allow_raw_offload
         self.min_device_blocks = min_device_blocks
         self.mask_groups = mask_groups
+        self.merge_equal_networks = merge_equal_networks
         n = architecture.n_blocks
         if n_links < 1:
             raise UserError(f"A chain needs at least one link, got {n_links}.")
@@ -120,19 +125,21 @@ class SplitSpace:
         self.cut_choices = np.array([*raw, *range(min_device_blocks, n + 1)])
         self.channels_at = np.array([shape[0] for shape in architecture.cut_shapes] + [0])
         self.groups_at = self._groups_at(mask_groups)
-        self.n_mask = int(self.groups_at.max())
+        self.max_groups = int(self.groups_at.max())
+        self.n_mask = self.max_groups if self.max_groups > 1 else 0
         self.importance = self._importance_order(channel_importance or {})
-        """Mask genes from most to least important at each cut, `[n_blocks + 1, n_mask]`."""
+        """Groups from most to least important at each cut, `[n_blocks + 1, max_groups]`."""
         self.n_arch = architecture.n_genes
-        self.segment = 2 + self.n_mask
+        bits_size = [len(self.bits)] if len(self.bits) > 1 else []
+        segment_sizes = [len(self.cut_choices), *[2] * self.n_mask, *bits_size]
+        self.segment = len(segment_sizes)
         self.n_var = self.n_arch + n_links * self.segment
-        segment_sizes = [len(self.cut_choices), *[2] * self.n_mask, len(self.bits)]
         self.sizes = np.array([len(c) for c in architecture.gene_ops] + segment_sizes * n_links)
         """Number of choices of each gene, `[n_var]`."""
         starts = self.n_arch + self.segment * np.arange(n_links)
         self.cut_genes = starts
         self.mask_genes = starts[:, None] + 1 + np.arange(self.n_mask)
-        self.bits_genes = starts + 1 + self.n_mask
+        self.bits_genes = starts + 1 + self.n_mask if bits_size else np.array([], dtype=np.int64)
 
     def _check_bits(self, bits: Sequence[int]) -> tuple[int, ...]:
         values = tuple(bits)
@@ -162,7 +169,7 @@ class SplitSpace:
         return groups
 
     def _importance_order(self, scores: Mapping[int, Sequence[float]]) -> IntArray:
-        order = np.tile(np.arange(self.n_mask), (len(self.groups_at), 1))
+        order = np.tile(np.arange(self.max_groups), (len(self.groups_at), 1))
         for cut, values in scores.items():
             n_groups, channels = self.groups_at[cut], self.channels_at[cut]
             if np.shape(values) != (channels,) or not np.isfinite(values).all():
@@ -216,16 +223,21 @@ class SplitSpace:
         genomes = self.check(X)
         cuts = self.cut_choices[genomes[:, self.cut_genes]]
         n_groups = self.groups_at[cuts]
-        masks = genomes[:, self.mask_genes].astype(bool)
-        masks &= np.arange(self.n_mask) < n_groups[..., None]
+        if self.n_mask:
+            masks = genomes[:, self.mask_genes].astype(bool)
+        else:
+            masks = np.ones((*cuts.shape, self.max_groups), dtype=bool)
+        masks &= np.arange(self.max_groups) < n_groups[..., None]
         empty = (n_groups > 0) & ~masks.any(axis=-1)
         if empty.any():
             masks[empty, self.importance[cuts[empty], 0]] = True
         with np.errstate(divide="ignore", invalid="ignore"):
             group_size = np.where(n_groups > 0, self.channels_at[cuts] // n_groups, 0)
-        bits = np.array(self.bits)[genomes[:, self.bits_genes]]
+        chosen = genomes[:, self.bits_genes] if len(self.bits_genes) else np.zeros_like(cuts)
+        bits = np.array(self.bits)[chosen]
+        ops = genomes[:, : self.n_arch]
         return DesignBatch(
-            ops=genomes[:, : self.n_arch],
+            ops=self.architecture.canonical(ops) if self.merge_equal_networks else ops,
             cuts=cuts,
             masks=masks,
             kept_channels=masks.sum(axis=-1) * group_size,
@@ -281,9 +293,11 @@ class SplitSpace:
             if mask and bits not in self.bits:
                 raise UserError(f"bits must be one of {list(self.bits)}, got {bits}.")
             x[self.cut_genes[k]] = np.searchsorted(self.cut_choices, cut)
-            x[self.mask_genes[k]] = 1
-            x[self.mask_genes[k][: len(mask)]] = [int(bit) for bit in mask]
-            x[self.bits_genes[k]] = self.bits.index(bits) if mask else len(self.bits) - 1
+            if self.n_mask:
+                x[self.mask_genes[k]] = 1
+                x[self.mask_genes[k][: len(mask)]] = [int(bit) for bit in mask]
+            if len(self.bits_genes):
+                x[self.bits_genes[k]] = self.bits.index(bits) if mask else len(self.bits) - 1
         return self.check(x)[0]
 
     def describe(self) -> dict[str, object]:
@@ -294,6 +308,7 @@ class SplitSpace:
             "n_classes": self.architecture.n_classes,
             "mask_groups": self.mask_groups,
             "bits": list(self.bits),
+            "merge_equal_networks": self.merge_equal_networks,
             "n_links": self.n_links,
             "allow_raw_offload": self.allow_raw_offload,
             "min_device_blocks": self.min_device_blocks,

@@ -137,6 +137,74 @@ class ConvBlock:
 
 
 @dataclass(frozen=True)
+class Edge:
+    """An operation of a cell: nothing of its own (skip), a pooling, or a convolution after a ReLU.
+
+    Attributes:
+        source: Node that it reads.
+        target: Node that it adds to.
+        conv: The convolution, None for a skip or a pooling.
+        pool: Whether it is a 3x3 average pooling.
+    """
+
+    source: int
+    target: int
+    conv: ConvNorm | None = None
+    pool: bool = False
+
+
+@dataclass(frozen=True)
+class CellBlock:
+    """A graph of edges, sorted by target; every node is the sum of the edges that end in it.
+
+    Attributes:
+        edges: Edges with an effect on the output, all of whose sources are fed.
+        n_nodes: Number of nodes; the first is the input, the last the output.
+    """
+
+    edges: tuple[Edge, ...]
+    n_nodes: int
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the cell; without edges its output is zero."""
+        nodes: list[Tensor | None] = [x, *[None] * (self.n_nodes - 1)]
+        activated: dict[int, Tensor] = {}
+        for edge in self.edges:
+            value = nodes[edge.source]
+            assert value is not None
+            if edge.conv is not None:
+                if edge.source not in activated:
+                    activated[edge.source] = F.relu(value)
+                value = unit(activated[edge.source], edge.conv)
+            elif edge.pool:
+                value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=False)
+            total = nodes[edge.target]
+            nodes[edge.target] = value if total is None else total + value
+        output = nodes[-1]
+        return x * 0 if output is None else output
+
+
+@dataclass(frozen=True)
+class ReductionBlock:
+    """A residual block that halves the size: two 3x3 convolutions beside pooling and a 1x1 one.
+
+    Attributes:
+        first: Convolution of stride 2, after a ReLU of the input.
+        second: Convolution of stride 1.
+        shortcut: Weights of the 1x1 convolution, which has no norm, `[C_out, C_in, 1, 1]`.
+    """
+
+    first: ConvNorm
+    second: ConvNorm
+    shortcut: Tensor
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the block."""
+        y = unit(unit(F.relu(x), self.first), self.second)
+        return y + F.conv2d(F.avg_pool2d(x, 2), self.shortcut.to(x.dtype))
+
+
+@dataclass(frozen=True)
 class HeadBlock:
     """A convolution, global average pooling and the classifier; returns logits `[N, classes]`."""
 

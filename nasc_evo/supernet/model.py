@@ -2,19 +2,41 @@
 
 The FBNet supernet is *entangled*: each layer has one expansion-6, kernel-5 set of weights. A
 smaller expansion takes its first channels, a smaller kernel its centre, and a grouped operation
-its diagonal blocks; every operation has batch-norm scales and shifts of its own.
+its diagonal blocks; every operation has batch-norm scales and shifts of its own. In the
+NAS-Bench-201 supernet every edge of every cell has separate weights for its two convolutions.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.fbnet import OPS, STEM_CHANNELS, FBNetSpace, LayerGeometry, conv_op
-from nasc_evo.supernet.blocks import Block, ConvBlock, ConvNorm, HeadBlock, Unit
+from nasc_evo.space.nasbench201 import (
+    CONV_1X1,
+    CONV_3X3,
+    EDGES,
+    N_NODES,
+    NONE,
+    POOL,
+    STAGE_CHANNELS,
+    NASBench201Space,
+    dead_edges,
+)
+from nasc_evo.supernet.blocks import (
+    Block,
+    CellBlock,
+    ConvBlock,
+    ConvNorm,
+    Edge,
+    HeadBlock,
+    ReductionBlock,
+    Unit,
+)
 from nasc_evo.supernet.transmission import transmit
 
 MAX_EXPANSION = 6
@@ -195,9 +217,118 @@ class FBNetSupernet(Supernet):
         return (OPS.index("k5_e6"),) * self.space.n_genes
 
 
-SUPERNETS: dict[str, type[FBNetSupernet]] = {"fbnet": FBNetSupernet}
+class EdgeWeights(nn.Module):
+    """The weights of the two convolutions that one edge of one cell can have."""
+
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.conv_1x1 = _conv_weight(channels, channels, 1, generator)
+        self.norm_1x1 = Norm(channels)
+        self.conv_3x3 = _conv_weight(channels, channels, 3, generator)
+        self.norm_3x3 = Norm(channels)
+
+    def conv(self, op: int) -> ConvNorm | None:
+        """Return the convolution of an operation, None for one without weights."""
+        if op == CONV_1X1:
+            return ConvNorm(self.conv_1x1, self.norm_1x1.gamma, self.norm_1x1.beta, relu=False)
+        if op == CONV_3X3:
+            return ConvNorm(self.conv_3x3, self.norm_3x3.gamma, self.norm_3x3.beta, relu=False)
+        return None
+
+
+class ReductionWeights(nn.Module):
+    """The weights of a residual block that halves the size and doubles the channels."""
+
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.first = _conv_weight(2 * channels, channels, 3, generator)
+        self.first_norm = Norm(2 * channels)
+        self.second = _conv_weight(2 * channels, 2 * channels, 3, generator)
+        self.second_norm = Norm(2 * channels)
+        self.shortcut = _conv_weight(2 * channels, channels, 1, generator)
+
+    def block(self) -> ReductionBlock:
+        """Return the block."""
+        first, second = self.first_norm, self.second_norm
+        return ReductionBlock(
+            ConvNorm(self.first, first.gamma, first.beta, stride=2),
+            ConvNorm(self.second, second.gamma, second.beta, relu=False),
+            self.shortcut,
+        )
+
+
+class NASBench201Supernet(Supernet):
+    """The NAS-Bench-201 supernet with separate weights, 1.7 M parameters.
+
+    Args:
+        space: The NAS-Bench-201 space.
+        generator: Source of the initial weights; a fixed one where weights are loaded anyway.
+    """
+
+    def __init__(self, space: NASBench201Space, generator: torch.Generator | None = None) -> None:
+        super().__init__(space)
+        generator = generator or torch.Generator().manual_seed(0)
+        last = STAGE_CHANNELS[-1]
+        self.stem = _conv_weight(STAGE_CHANNELS[0], 3, 3, generator)
+        self.stem_norm = Norm(STAGE_CHANNELS[0])
+        self.middle = nn.ModuleList()
+        for block in range(1, space.n_blocks - 1):
+            channels = space.cut_shapes[block][0]
+            if block in space.cell_blocks:
+                self.middle.append(nn.ModuleList(EdgeWeights(channels, generator) for _ in EDGES))
+            else:
+                self.middle.append(ReductionWeights(channels, generator))
+        self.head_norm = Norm(last)
+        self.register_buffer("_identity", torch.ones(last, 1, 1, 1), persistent=False)
+        self.classifier_weight = nn.Parameter(
+            torch.randn(space.n_classes, last, generator=generator) * 0.01
+        )
+        self.classifier_bias = nn.Parameter(torch.zeros(space.n_classes))
+
+    def blocks(self, ops: Sequence[int]) -> list[Block]:
+        """Return stem, cells, reductions and head of one architecture."""
+        zero_input, unused = dead_edges(np.array([ops]))
+        live = [
+            edge
+            for edge in sorted(range(len(EDGES)), key=lambda e: EDGES[e][1])
+            if ops[edge] != NONE and not (zero_input[0, edge] or unused[0, edge])
+        ]
+        stem = ConvNorm(self.stem, self.stem_norm.gamma, self.stem_norm.beta, relu=False)
+        # the last norm stands alone: a convolution that changes nothing goes before it
+        head = ConvNorm(
+            cast(Tensor, self._identity),
+            self.head_norm.gamma,
+            self.head_norm.beta,
+            groups=STAGE_CHANNELS[-1],
+        )
+        middle: list[Block] = []
+        for module in self.middle:
+            if isinstance(module, ReductionWeights):
+                middle.append(module.block())
+                continue
+            weights = cast(nn.ModuleList, module)
+            edges = tuple(
+                Edge(*EDGES[e], cast(EdgeWeights, weights[e]).conv(ops[e]), ops[e] == POOL)
+                for e in live
+            )
+            middle.append(CellBlock(edges, N_NODES))
+        return [
+            ConvBlock((stem,)),
+            *middle,
+            HeadBlock(head, self.classifier_weight, self.classifier_bias),
+        ]
+
+    def largest(self) -> tuple[int, ...]:
+        """Return the architecture of 3x3 convolutions everywhere."""
+        return (CONV_3X3,) * self.space.n_genes
+
+
+SUPERNETS: dict[str, Any] = {
+    "fbnet": FBNetSupernet,
+    "nasbench201": NASBench201Supernet,
+}
 
 
 def build_supernet(space: ArchitectureSpace, generator: torch.Generator | None = None) -> Supernet:
     """Return a supernet with fresh weights for a space of architectures."""
-    return SUPERNETS[space.name](space, generator)  # type: ignore[arg-type]
+    return SUPERNETS[space.name](space, generator)

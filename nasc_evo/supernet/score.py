@@ -13,12 +13,13 @@ class Score:
     """How many of the images were classified correctly; `message` says why there is no score.
 
     Attributes:
-        correct: Number of correct images, None if the evaluation failed.
+        correct: Number of correct images (a mean where several trainings were scored), None if the
+            evaluation failed.
         images: Number of images scored.
         message: Empty, or the reason of the failure.
     """
 
-    correct: int | None
+    correct: float | None
     images: int
     message: str = ""
 

@@ -1,10 +1,10 @@
 """Training of supernets: sandwich rule, in-place distillation, transmission in the loop.
 
-Each step trains the largest network on the labels and random networks on its soft answers. Random
-networks are drawn *fairly* (every operation of a layer equally often) and half of them send their
-tensor through a random cut, mask and quantiser, so that what a search asks for is in
-distribution. Every random choice is a function of (seed, step), hence training resumed from a
-checkpoint goes on exactly as if it had never stopped.
+Each step trains the largest network on the labels and random networks on its soft answers, the
+labels, or a mixture of both. Random networks are drawn *fairly* (every operation of a layer equally
+often) and some of them send their tensor through a random cut, mask and quantiser, so that what a
+search asks for is in distribution. Every random choice is a function of (seed, step), hence
+training resumed from a checkpoint goes on exactly as if it had never stopped.
 """
 
 import csv
@@ -56,6 +56,8 @@ class TrainingConfig:
         largest_every: Steps between those that train the largest network; in the others it only
             teaches the random ones.
         init: Weight file to start from; None starts afresh.
+        distillation: Share of the largest network's soft answers in what random networks learn;
+            the rest is the labels.
         transmission: Share of random networks that send through a cut.
         gradient_clip: Largest norm of the gradient.
         ema: Decay of the averaged weights, which are the result.
@@ -80,6 +82,7 @@ class TrainingConfig:
     random_paths: int = 2
     largest_every: int = 1
     init: str | None = None
+    distillation: float = 1.0
     transmission: float = 0.5
     gradient_clip: float = 5.0
     ema: float = 0.998
@@ -107,7 +110,10 @@ class TrainingConfig:
         for name in (*positive, "validation_paths", "threads", "gradient_clip", "largest_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
-        for name in ("warmup", "momentum", "label_smoothing", "transmission", "ema"):
+        for name in (
+            *("warmup", "momentum", "label_smoothing"),
+            *("distillation", "transmission", "ema"),
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be in 0..1, got {getattr(self, name)}.")
         for name in ("random_paths", "weight_decay", "crop_padding", "cutout", "seed"):
@@ -257,32 +263,43 @@ class Trainer:
         return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
 
     def train_step(self) -> Tensor:
-        """Do one step; return the loss of the largest network."""
+        """Do one step; return the loss of the largest network, of a random one if it took no part.
+
+        Random networks learn from the largest one's answers, the labels, or a mixture of both.
+        """
         config, step = self.config, self.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         x, y = self.batch(step)
         self.optimizer.zero_grad(set_to_none=True)
+        smoothing = config.label_smoothing
+        target = F.one_hot(y, self.space.n_classes) * (1 - smoothing)
+        target = target + smoothing / self.space.n_classes
+        loss = None
         trains_largest = step % config.largest_every == 0
-        with torch.set_grad_enabled(trains_largest):
-            logits = self.supernet(x, self.supernet.largest(), batch_norm_unit)
-            loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-        if trains_largest:
-            loss.backward()
-        teacher = logits.detach().softmax(dim=1)
+        if trains_largest or config.distillation > 0:
+            with torch.set_grad_enabled(trains_largest):
+                logits = self.supernet(x, self.supernet.largest(), batch_norm_unit)
+                loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+            if trains_largest:
+                loss.backward()
+            target = torch.lerp(target, logits.detach().softmax(dim=1), config.distillation)
         rng = self._rng(4, step)
         for i in range(config.random_paths):
             ops = self.fair_path(step * config.random_paths + i)
             sends = rng.random() < config.transmission
             transmissions = self.random_transmission(rng) if sends else []
             student = self.supernet(x, ops, batch_norm_unit, transmissions)
-            F.cross_entropy(student, teacher).backward()
+            random_loss = F.cross_entropy(student, target)
+            random_loss.backward()
+            loss = random_loss if loss is None else loss
         torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), config.gradient_clip)
         self.optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
         parameters = [p.detach() for p in self.supernet.parameters()]
         torch._foreach_lerp_(self.averaged, parameters, 1 - decay)
         self.step += 1
+        assert loss is not None
         return loss.detach()
 
     def run(

@@ -1,0 +1,112 @@
+"""Whether the figures of a user's cost table look like what they should be."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasc_evo.cost.table import TABLES, CostTable
+from nasc_evo.space.architecture import ArchitectureSpace
+
+UNIT_FACTOR = 30.0
+"""How far beyond the shipped tables a figure counts as one in a unit 1000 times larger or smaller:
+about the square root of 1000."""
+OTHER_UNITS = {
+    "latency_ms": ("ms", "seconds", "microseconds"),
+    "energy_mj": ("mJ", "joules", "microjoules"),
+}
+SKIPS = ("skip", "skip_connect")
+NOTHING = "none"
+"""The operation that may be faster than a skip."""
+
+
+def figures_of(table: CostTable) -> dict[str, NDArray[np.float64]]:
+    """Return the columns that a table has."""
+    columns = {"latency_ms": table.latency_ms, "energy_mj": table.energy_mj}
+    return {name: figures for name, figures in columns.items() if figures is not None}
+
+
+def average_network(figures: NDArray[np.float64]) -> float:
+    """Return the cost of a network in which every operation is the average of its position."""
+    return float(np.nanmean(figures, axis=1).sum())
+
+
+def shipped_range(space: ArchitectureSpace, column: str) -> tuple[float, float] | None:
+    """Return the smallest and largest average network of the tables that ship; None without any."""
+    averages = [
+        average_network(figures[column])
+        for path in TABLES.glob(f"{space.name}_{space.geometry}_*.csv")
+        if column in (figures := figures_of(CostTable.load(path, space)))
+    ]
+    return (min(averages), max(averages)) if averages else None
+
+
+def implausible(table: CostTable, space: ArchitectureSpace) -> list[str]:
+    """Return one sentence for each kind of figure that is probably a mistake."""
+    return [
+        sentence
+        for column, figures in figures_of(table).items()
+        for sentence in (
+            *_other_unit(figures, column, space),
+            *_faster_than_skip(figures, column, space),
+            *_all_equal(figures, column, space),
+        )
+    ]
+
+
+def _other_unit(
+    figures: NDArray[np.float64], column: str, space: ArchitectureSpace
+) -> Iterator[str]:
+    known = shipped_range(space, column)
+    if known is None:
+        return
+    average = average_network(figures)
+    unit, larger, smaller = OTHER_UNITS[column]
+    low, high = known
+    if average < low / UNIT_FACTOR:
+        looks_like, factor = larger, "multiply by 1000"
+    elif average > high * UNIT_FACTOR:
+        looks_like, factor = smaller, "divide by 1000"
+    else:
+        return
+    yield (
+        f"{column} looks like {looks_like}: an average network costs {average:.3g}, where the "
+        f"tables that ship have {low:.3g} to {high:.3g} {unit}; {factor} if so."
+    )
+
+
+def _faster_than_skip(
+    figures: NDArray[np.float64], column: str, space: ArchitectureSpace
+) -> Iterator[str]:
+    found = {}
+    for block, shape in enumerate(space.cut_shapes[:-1]):
+        if shape != space.cut_shapes[block + 1]:
+            continue  # a skip here is no identity and takes time of its own
+        for i in range(space.block_start[block], space.block_start[block + 1]):
+            position = space.positions[i]
+            for skip in set(position.ops) & set(SKIPS):
+                least = figures[i, position.ops.index(skip)]
+                for op, figure in zip(position.ops, figures[i], strict=False):
+                    if op != NOTHING and figure < least:
+                        found[f"{position.name} {op}"] = f"{figure:g} against {least:g}"
+    if found:
+        first = next(iter(found))
+        yield (
+            f"{column} is below that of the skip at the same position, which does nothing, for "
+            f"{len(found)} of the operations, the first is '{first}': {found[first]}."
+        )
+
+
+def _all_equal(
+    figures: NDArray[np.float64], column: str, space: ArchitectureSpace
+) -> Iterator[str]:
+    names = dict.fromkeys(
+        position.name
+        for position, row in zip(space.positions, figures, strict=True)
+        if len(position.ops) > 1 and np.ptp(row[: len(position.ops)]) == 0
+    )
+    if names:
+        yield (
+            f"Positions where {column} is the same for every operation: {len(names)}, the first is "
+            f"'{next(iter(names))}'."
+        )

@@ -1,0 +1,251 @@
+"""The topology space of NAS-Bench-201 (Dong and Yang, ICLR 2020).
+
+One cell, repeated 15 times: four nodes, an edge with one of five operations from every node to
+every later one, each node the sum of what its edges bring. Stem, five cells, reduction, five
+cells, reduction, five cells and head make 19 blocks, cuts 0..19.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasc_evo.errors import UserError
+from nasc_evo.space.architecture import ArchitectureSpace, IntArray, Position
+
+OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+NONE, SKIP, CONV_1X1, CONV_3X3, POOL = range(5)
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+"""`(from, to)` of the six edges, in the order of the official strings."""
+N_NODES = 4
+STAGE_CHANNELS = (16, 32, 64)
+STAGE_SIZES = (32, 16, 8)
+STAGE_CELLS = 5
+_ORDER_FILE = Path(__file__).parent / "nasbench201_order.npy"
+
+
+class NASBench201Space(ArchitectureSpace):
+    """NAS-Bench-201 at 32x32 with 16 channels in the first stage and five cells a stage.
+
+    Args:
+        geometry: 32, the only one.
+        n_classes: Outputs of the classifier.
+
+    Attributes:
+        cell_blocks: Indices of the blocks that are cells.
+
+    Raises:
+        UserError: If the geometry is not 32, or there are fewer than two classes.
+    """
+
+    name = "nasbench201"
+    prunable = ("unused", "zero_input")
+    """Operations whose result no output needs, and those whose input is always zero."""
+
+    def __init__(self, geometry: int = 32, n_classes: int = 100) -> None:
+        if geometry != 32:
+            raise UserError(f"The NAS-Bench-201 space exists at geometry 32, got {geometry}.")
+        if n_classes < 2:
+            raise UserError(f"A classifier needs at least 2 classes, got {n_classes}.")
+        self.geometry = geometry
+        self.n_classes = n_classes
+        self.gene_ops = (OPS,) * len(EDGES)
+        names, shapes = ["stem"], [(3, geometry, geometry)]
+        positions, start = [Position("stem", ("-",))], [0]
+        cell_blocks = []
+        for stage, (channels, size) in enumerate(zip(STAGE_CHANNELS, STAGE_SIZES, strict=True)):
+            if stage > 0:
+                start.append(len(positions))
+                names.append(f"reduction_{stage}")
+                shapes.append((STAGE_CHANNELS[stage - 1], size * 2, size * 2))
+                positions.append(Position(f"reduction_{stage}", ("-",)))
+            for _ in range(STAGE_CELLS):
+                start.append(len(positions))
+                cell_blocks.append(len(names))
+                names.append(f"cell_{len(cell_blocks)}")
+                shapes.append((channels, size, size))
+                positions += [
+                    Position(f"stage_{stage + 1}_edge_{source}_{target}", OPS)
+                    for source, target in EDGES
+                ]
+        start.append(len(positions))
+        positions.append(Position("head", ("-",)))
+        self.block_names = (*names, "head")
+        self.cut_shapes = (*shapes, (STAGE_CHANNELS[-1], STAGE_SIZES[-1], STAGE_SIZES[-1]))
+        self.positions = tuple(positions)
+        self.block_start = np.array([*start, len(positions)])
+        self.cell_blocks = tuple(cell_blocks)
+        self._edge_positions = np.concatenate(
+            [self.block_start[block] + np.arange(len(EDGES)) for block in cell_blocks]
+        ).reshape(-1, len(EDGES))
+
+    @cached_property
+    def architectures(self) -> IntArray:
+        """All architectures in the official order, `[15625, 6]`."""
+        codes = np.load(_ORDER_FILE, allow_pickle=False).astype(np.int64)
+        return codes[:, None] // _PLACES % len(OPS)
+
+    @cached_property
+    def _index_of_code(self) -> IntArray:
+        index = np.empty(len(self.architectures), dtype=np.int64)
+        index[self.architectures @ _PLACES] = np.arange(len(self.architectures))
+        return index
+
+    def index(self, ops: IntArray) -> IntArray:
+        """Return the official index of architectures, `[P]` for `ops` `[P, 6]`."""
+        return self._index_of_code[np.asarray(ops) @ _PLACES]
+
+    def canonical(self, ops: IntArray) -> IntArray:
+        """Return, for each architecture, the one that represents all that compute the same.
+
+        Two cells compute the same if their outputs are the same expression of the input, where a
+        skip passes a node on, an operation on nothing gives nothing, and sums have no order. That
+        makes 4930 classes out of the 6466 of the NAS-Bench-201 paper, which orders sums within
+        sums. The representative has the fewest operations, dead ones being `none`; of several the
+        first in the official order.
+        """
+        return self.architectures[self._representatives[self.index(ops)]]
+
+    @cached_property
+    def _representatives(self) -> IntArray:
+        expressions = [cell_expression(ops) for ops in self.architectures.tolist()]
+        used = (self.architectures != NONE).sum(axis=1)
+        best: dict[str, int] = {}
+        for i in np.lexsort((np.arange(len(used)), used)).tolist():
+            best.setdefault(expressions[i], i)
+        return np.array([best[expression] for expression in expressions])
+
+    def position_codes(self, ops: IntArray, pruned: Sequence[str] = ()) -> IntArray:
+        """Return the operation at each edge of each cell, without the kinds that are `pruned`.
+
+        Args:
+            ops: Architectures, `[P, 6]`.
+            pruned: Kinds of dead operations that a machine's compiler removes.
+        """
+        zero_input, unused = dead_edges(ops)
+        removed = np.zeros(np.shape(ops), dtype=bool)
+        if "zero_input" in pruned:
+            removed |= zero_input
+        if "unused" in pruned:
+            removed |= unused
+        codes = np.zeros((len(ops), len(self.positions)), dtype=np.int64)
+        codes[:, self._edge_positions] = np.where(removed, NONE, ops)[:, None, :]
+        return codes
+
+    def format(self, ops: IntArray) -> str:
+        """Return the official string, such as `|skip_connect~0|+|none~0|none~1|+|...`."""
+        nodes = []
+        for node in range(1, N_NODES):
+            tokens = (
+                f"{OPS[int(op)]}~{source}"
+                for op, (source, target) in zip(ops, EDGES, strict=True)
+                if target == node
+            )
+            nodes.append(f"|{'|'.join(tokens)}|")
+        return "+".join(nodes)
+
+    def parse(self, text: str) -> IntArray:
+        """Return the six genes of an official string."""
+        nodes = text.strip().split("+")
+        if len(nodes) != N_NODES - 1:
+            raise UserError(
+                f"A NAS-Bench-201 architecture has {N_NODES - 1} nodes joined by '+', got "
+                f"{len(nodes)} in '{text}'."
+            )
+        genes = []
+        for target, node in enumerate(nodes, start=1):
+            tokens = node.split("|")
+            if len(tokens) != target + 2 or tokens[0] or tokens[-1]:
+                raise UserError(
+                    f"Node {target} of a NAS-Bench-201 architecture has {target} operations, each "
+                    f"between bars as in '{'|none~' + '|none~'.join(map(str, range(target)))}|', "
+                    f"got '{node}'."
+                )
+            for source, token in enumerate(tokens[1:-1]):
+                op, tilde, origin = token.partition("~")
+                if op not in OPS:
+                    raise UserError(
+                        f"The operation '{op}' in '{token}' of node {target} is unknown; allowed "
+                        f"are {', '.join(OPS)}."
+                    )
+                if not tilde or origin != str(source):
+                    raise UserError(
+                        f"'{token}' stands where node {target} takes its input from node {source}; "
+                        f"write '{op}~{source}'."
+                    )
+                genes.append(OPS.index(op))
+        return np.array(genes)
+
+    def macs(self, ops: IntArray) -> IntArray:
+        """Multiply-accumulates as the official tables count them, `[P]`."""
+        return self._count(ops)[0]
+
+    def params(self, ops: IntArray) -> IntArray:
+        """Parameters of one stand-alone network (batch norm's scale and shift included), `[P]`."""
+        return self._count(ops)[1]
+
+    def _count(self, ops: IntArray) -> tuple[IntArray, IntArray]:
+        """Return multiply-accumulates and parameters, `[P]` each."""
+        pointwise = np.array([channels**2 for channels in STAGE_CHANNELS])
+        pixels = np.array([size**2 for size in STAGE_SIZES])
+        norm = 2 * np.array(STAGE_CHANNELS)
+        shape = np.shape(ops)[:-1]
+        macs = np.full(shape, 27 * STAGE_CHANNELS[0] * pixels[0], dtype=np.int64)
+        params = np.full(shape, 27 * STAGE_CHANNELS[0] + norm[0], dtype=np.int64)
+        for stage in range(1, len(STAGE_CHANNELS)):
+            # a 3x3 convolution that doubles the channels, one that keeps them, a 1x1 shortcut
+            weights = int(pointwise[stage]) * (9 * 3 + 1) // 2
+            macs += weights * int(pixels[stage])
+            params += weights + 2 * int(norm[stage])
+        classifier = (STAGE_CHANNELS[-1] + 1) * self.n_classes
+        macs += classifier
+        params += int(norm[-1]) + classifier
+        convs = [(CONV_1X1, 1), (CONV_3X3, 9)]
+        for op, taps in convs:
+            count = (np.asarray(ops) == op).sum(axis=-1)
+            macs += count * STAGE_CELLS * taps * int((pointwise * pixels).sum())
+            params += count * STAGE_CELLS * int((taps * pointwise + norm).sum())
+        return macs, params
+
+
+_PLACES = len(OPS) ** np.arange(len(EDGES))[::-1]
+"""Place values that turn six genes into one number, the first gene the most significant."""
+
+
+def dead_edges(ops: IntArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which edges have an input that is always zero, and whose result nothing uses.
+
+    Args:
+        ops: Architectures, `[P, 6]`.
+
+    Returns:
+        Two arrays `[P, 6]`: the source node gets nothing; the target node reaches no output.
+    """
+    ops = np.asarray(ops)
+    fed = np.zeros((len(ops), N_NODES), dtype=bool)
+    needed = np.zeros_like(fed)
+    fed[:, 0] = needed[:, -1] = True
+    for edge in sorted(range(len(EDGES)), key=lambda e: EDGES[e][1]):
+        source, target = EDGES[edge]
+        fed[:, target] |= fed[:, source] & (ops[:, edge] != NONE)
+    for edge in sorted(range(len(EDGES)), key=lambda e: -EDGES[e][0]):
+        source, target = EDGES[edge]
+        needed[:, source] |= needed[:, target] & (ops[:, edge] != NONE)
+    sources, targets = np.array(EDGES).T
+    return ~fed[:, sources], ~needed[:, targets]
+
+
+def cell_expression(ops: Sequence[int]) -> str:
+    """Return what the output of one cell is in terms of its input; equal for equal cells."""
+    nodes = [["x"]]
+    for target in range(1, N_NODES):
+        terms = []
+        for op, (source, end) in zip(ops, EDGES, strict=True):
+            if end != target or op == NONE or not nodes[source]:
+                continue
+            same = op == SKIP
+            terms += nodes[source] if same else [f"{OPS[op]}({'+'.join(nodes[source])})"]
+        nodes.append(sorted(terms))
+    return "+".join(nodes[-1])
