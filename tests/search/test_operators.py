@@ -5,14 +5,16 @@ from hypothesis import strategies as st
 from pymoo.core.population import Population
 
 from nasc_evo.errors import UserError
+from nasc_evo.search.algorithms import create_algorithm
 from nasc_evo.search.operators import (
+    FastCuts,
     PhenotypeDuplicates,
     SplitCrossover,
     SplitMutation,
     SplitSampling,
     random_genomes,
 )
-from nasc_evo.space import FBNetSpace, SplitSpace
+from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
 from problems import FBNetSplit
 from tests.conftest import FAST
 
@@ -22,6 +24,8 @@ SPACES = {
     "raw": SplitSpace(ARCHITECTURE, allow_raw_offload=True, bits=(8,)),
     "channels": SplitSpace(ARCHITECTURE, mask_groups="channels"),
     "chain": SplitSpace(ARCHITECTURE, n_links=2),
+    "nasbench201": SplitSpace(NASBench201Space(32, 10)),
+    "no mask": SplitSpace(NASBench201Space(32, 10), mask_groups=1, bits=(8,), n_links=2),
 }
 
 
@@ -48,9 +52,11 @@ def test_children_are_genomes_with_a_channel_to_send(seed, name, kind):
     assert X.dtype == np.int64
     assert (before != X).any(axis=1).all()
     sent = batch.n_groups > 0
-    used = np.arange(space.n_mask) < batch.n_groups[..., None]
-    masks = X[:, space.mask_genes].astype(bool) & used
-    assert masks.any(axis=-1)[sent].all()
+    assert (batch.kept_channels > 0)[sent].all()
+    if space.n_mask:  # and not only because decoding repairs it
+        used = np.arange(space.n_mask) < batch.n_groups[..., None]
+        masks = X[:, space.mask_genes].astype(bool) & used
+        assert masks.any(axis=-1)[sent].all()
 
 
 def test_crossover_keeps_a_cut_with_its_mask():
@@ -122,7 +128,49 @@ def test_the_fastest_design_is_the_fastest():
             assert lowest <= problem.costs(space.decode_batch(neighbour))["latency_ms"][0]
 
 
+@pytest.mark.parametrize("n_nodes", [2, 3])
+def test_genomes_move_to_the_cuts_of_the_lowest_latency(n_nodes):
+    nodes = ["raspi4", "edgegpu", "titan_rtx"][-n_nodes:]
+    chain = {"nodes": nodes, "links": ["wifi", "5g"][: n_nodes - 1], "roles": None}
+    problem = FBNetSplit(evaluator=FAST, chain=chain)
+    space, rng = problem.space, np.random.default_rng(0)
+    X = random_genomes(space, 6, rng)
+    moved = FastCuts(space, problem.chain, 1.0)(X.copy(), rng)
+    others = np.setdiff1d(np.arange(space.n_var), [*space.cut_genes, *space.mask_genes.ravel()])
+    assert np.array_equal(moved[:, others], X[:, others])
+    lowest = problem.costs(space.decode_batch(moved))["latency_ms"]
+    n = len(space.cut_choices)
+    for cuts in np.ndindex(*(n,) * space.n_links):
+        if list(cuts) == sorted(cuts):
+            tried = X.copy()
+            tried[:, space.cut_genes] = cuts
+            latency_ms = problem.costs(space.decode_batch(tried))["latency_ms"]
+            assert (lowest <= latency_ms + 1e-9).all()
+
+
+def test_nothing_moves_and_nothing_is_drawn_without_a_rate():
+    space = SPACES["default"]
+    rng = np.random.default_rng(0)
+    X = random_genomes(space, 6, rng)
+    state = rng.bit_generator.state
+    assert FastCuts(space, None, 0.0)(X, rng) is X
+    assert rng.bit_generator.state == state
+
+
+def test_the_default_rate_depends_on_whether_the_error_depends_on_the_cut():
+    problem = FBNetSplit(evaluator=FAST)
+    assert create_algorithm("nsga2", problem).mating.mutation.fast_cuts.rate == 0
+    lossless = FBNetSplit(evaluator=FAST, mask_groups=1, bits=[8])
+    assert create_algorithm("nsga2", lossless).mating.mutation.fast_cuts.rate == 0.5
+    given = create_algorithm("nsga2", problem, {"best_cut_rate": 0.2})
+    assert given.mating.mutation.fast_cuts.rate == 0.2
+
+
 def test_impossible_options_are_refused():
+    with pytest.raises(UserError, match="best_cut_rate must be a number in 0..1"):
+        FastCuts(SPACES["default"], None, 1.5)
+    with pytest.raises(UserError, match="needs the chain"):
+        FastCuts(SPACES["default"], None, 0.5)
     with pytest.raises(UserError, match="crossover must be one of uniform, two_point"):
         SplitCrossover(SPACES["default"], "sbx")
     with pytest.raises(UserError, match="cut_rate must be a number in 0..1"):

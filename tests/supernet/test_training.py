@@ -1,8 +1,10 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nasc_evo.data.images import ImageDataset, Images
 from nasc_evo.errors import UserError
@@ -77,6 +79,41 @@ def test_resumed_training_equals_uninterrupted(tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
     pairs = zip(whole.averaged, second.averaged, strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_who_teaches_whom(tmp_path, monkeypatch):
+    def networks(**options):
+        """Return which networks a step runs, and what the random one should answer."""
+        config = replace(CONFIG, random_paths=1, largest_every=2, transmission=0.0, **options)
+        made = trainer(tmp_path / str(options), config)
+        ran, targets = [], []
+        forward, loss = type(made.supernet).forward, F.cross_entropy
+
+        def watched_forward(self, x, ops, *rest):
+            ran.append("largest" if tuple(ops) == self.largest() else "random")
+            return forward(self, x, ops, *rest)
+
+        def watched_loss(logits, target, **kwargs):
+            if target.ndim == 2:
+                targets.append(target.detach().clone())
+            return loss(logits, target, **kwargs)
+
+        monkeypatch.setattr(type(made.supernet), "forward", watched_forward)
+        monkeypatch.setattr("nasc_evo.supernet.training.F.cross_entropy", watched_loss)
+        for _ in range(2):
+            assert torch.isfinite(made.train_step())
+        monkeypatch.undo()
+        return ran, targets, made
+
+    ran, targets, made = networks(distillation=1.0)
+    assert ran == ["largest", "random"] * 2
+    ran, hard, made = networks(distillation=0.0)
+    assert ran == ["largest", "random", "random"]  # the second step leaves the largest out
+    _, y = made.batch(0)
+    smooth = F.one_hot(y, 2) * 0.9 + 0.05
+    assert torch.equal(hard[0], smooth)
+    ran, mixed, made = networks(distillation=0.5)
+    torch.testing.assert_close(mixed[0], 0.5 * smooth + 0.5 * targets[0])
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
