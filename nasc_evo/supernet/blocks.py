@@ -155,7 +155,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class CellBlock:
-    """A graph of edges, sorted by target; every node is the sum of the edges that end in it.
+    """A graph of edges; every node is the mean of the edges that end in it.
+
+    NAS-Bench-201 adds where this averages. Sums let what skips carry grow by up to four in each of
+    15 cells, by an amount that differs between the networks that share weights: trained for an
+    equal time, a supernet with sums had a median accuracy of 49 % over random networks, one with
+    means 74 % (Fashion-MNIST, 19 epochs, one run each).
 
     Attributes:
         edges: Edges with an effect on the output, all of whose sources are fed.
@@ -167,20 +172,24 @@ class CellBlock:
 
     def __call__(self, x: Tensor, unit: Unit) -> Tensor:
         """Run the cell; without edges its output is zero."""
-        nodes: list[Tensor | None] = [x, *[None] * (self.n_nodes - 1)]
+        nodes = {0: x}
         activated: dict[int, Tensor] = {}
-        for edge in self.edges:
-            value = nodes[edge.source]
-            assert value is not None
-            if edge.conv is not None:
-                if edge.source not in activated:
-                    activated[edge.source] = F.relu(value)
-                value = unit(activated[edge.source], edge.conv)
-            elif edge.pool:
-                value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=False)
-            total = nodes[edge.target]
-            nodes[edge.target] = value if total is None else total + value
-        output = nodes[-1]
+        for node in range(1, self.n_nodes):
+            values = []
+            for edge in self.edges:
+                if edge.target != node:
+                    continue
+                value = nodes[edge.source]
+                if edge.conv is not None:
+                    if edge.source not in activated:
+                        activated[edge.source] = F.relu(value)
+                    value = unit(activated[edge.source], edge.conv)
+                elif edge.pool:
+                    value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=False)
+                values.append(value)
+            if values:
+                nodes[node] = sum(values[1:], values[0]) / len(values)
+        output = nodes.get(self.n_nodes - 1)
         return x * 0 if output is None else output
 
 

@@ -3,7 +3,8 @@
 The FBNet supernet is *entangled*: each layer has one expansion-6, kernel-5 set of weights. A
 smaller expansion takes its first channels, a smaller kernel its centre, and a grouped operation
 its diagonal blocks; every operation has batch-norm scales and shifts of its own. In the
-NAS-Bench-201 supernet every edge of every cell has separate weights for its two convolutions.
+NAS-Bench-201 supernet every edge of every cell has separate weights for its two convolutions, and
+nodes average what their edges bring (see :class:`nasc_evo.supernet.blocks.CellBlock`).
 """
 
 from abc import ABC, abstractmethod
@@ -290,7 +291,7 @@ class NASBench201Supernet(Supernet):
         zero_input, unused = dead_edges(np.array([ops]))
         live = [
             edge
-            for edge in sorted(range(len(EDGES)), key=lambda e: EDGES[e][1])
+            for edge in range(len(EDGES))
             if ops[edge] != NONE and not (zero_input[0, edge] or unused[0, edge])
         ]
         stem = ConvNorm(self.stem, self.stem_norm.gamma, self.stem_norm.beta, relu=False)

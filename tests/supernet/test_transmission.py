@@ -28,6 +28,15 @@ def test_16_bits_are_half_precision_and_32_bits_the_values():
     assert quantize(x, 32) is x
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_values_beyond_half_precision_become_its_largest(bits):
+    x = torch.tensor([-1e9, 0.0, 1e9, 3.0]).view(1, 1, 2, 2)
+    y = quantize(x, bits).flatten()
+    assert y[0] == -65504
+    assert y[2] == 65504
+    assert y.isfinite().all()
+
+
 def test_a_constant_channel_survives():
     x = torch.full((1, 2, 4, 4), 0.5)
     assert torch.equal(quantize(x, 4), x)
