@@ -18,6 +18,7 @@ from nasc_evo.config import config_folder, group_options
 from nasc_evo.hydra_app import Limits, register
 from nasc_evo.problem import METRICS
 from nasc_evo.search.algorithms import create_algorithm
+from nasc_evo.space import NASBench201Space
 from tests.conftest import FAST_OPTIONS, needs_data
 
 GROUPS = ("algorithm", "chain", "dataset", "device", "evaluator", "link", "problem", "server")
@@ -41,7 +42,7 @@ def without_times(folder: Path) -> list[dict]:
         if name != "cifar100"  # has no weights that ship: a user's mistake below
     ],
 )
-def test_every_option_of_every_group_composes_and_builds(group, option):
+def test_every_option_of_every_group_composes_and_builds(group, option, untrained_weights):
     if option == "agemoea":
         pytest.importorskip("numba", reason="the optional extra agemoea is not installed")
     overrides = [f"{group}={option}"]
@@ -49,6 +50,8 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
         needs_data("hwnas/nb201_accuracy.npz")
         others = {"problem": "nasbench201", "dataset": "cifar100", "evaluator": "tabular"}
         overrides += [f"{key}={value}" for key, value in others.items() if key != group]
+    if option == "nasbench201":
+        overrides.append(f"evaluator.weights={untrained_weights(NASBench201Space(32, 10))}")
     if option == "table":
         table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
         overrides.append(f"{group}.path={table}")
@@ -180,7 +183,7 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["device=edgegup"], "There is no device 'edgegup'; available are edgegpu, eyeriss"),
+        (["device=edgegup"], "There is no device 'edgegup'; available are edgegpu, edgetpu"),
         (["algorithm=nsga4"], "There is no algorithm 'nsga4'; available are agemoea"),
         (["limit.latency_ms=5"], "limit"),
         (["n_eval=many"], "n_eval"),
@@ -199,6 +202,7 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
         (["evaluator.weights=x.safetensors"], "There is no weight file x.safetensors"),
         (["dataset=cifar100"], "train them with `python -m nasc_evo.train"),
         (["dataset.geometry=224", "server=edgegpu"], "No weights ship for fbnet on fashion_mnist"),
+        (["problem=nasbench201"], "No weights ship for nasbench201 on fashion_mnist"),
         (["device=table"], "device.path must be given"),
         (["device=table", "device.path=none.csv"], "There is no cost table file none.csv"),
         (["resume=nowhere"], "is no folder of an earlier run"),
@@ -233,7 +237,7 @@ def test_help_answers_at_once(cli):
     result = cli("--help")
     assert time.monotonic() - start < 4  # 2 s on an idle machine, see the README
     assert result.returncode == 0
-    assert "device: edgegpu, eyeriss" in result.stdout
+    assert "device: edgegpu, edgetpu" in result.stdout
 
 
 def test_training_from_the_command_line_stops_and_resumes(cli, tmp_path):
