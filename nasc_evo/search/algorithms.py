@@ -14,8 +14,10 @@ from nasc_evo.errors import UserError
 from nasc_evo.problem import SplitProblem
 from nasc_evo.search import operators
 
-OPTIONS = ("crossover", "cut_rate", "bits_rate", "best_cut_rate")
-LOSSLESS_BEST_CUT_RATE = 0.5
+OPTIONS = ("crossover", "crossover_rate", "cut_rate", "bits_rate", "best_cut_rate")
+DEFAULTS = {"pop_size": 40, "crossover_rate": 0.9, "best_cut_rate": 0.0}
+LOSSLESS_DEFAULTS = {"pop_size": 20, "crossover_rate": 0.15, "best_cut_rate": 0.9}
+"""Where mask and bits are no genes: genes are few, and the error does not depend on the cut."""
 ALGORITHMS = ("nsga2", "nsga3", "agemoea", "moead", "random")
 
 
@@ -57,10 +59,10 @@ def create_algorithm(
     Args:
         name: One of :data:`ALGORITHMS`.
         problem: What it will solve.
-        options: `pop_size`, and `crossover`, `cut_rate`, `bits_rate`, `best_cut_rate` of
-            :func:`nasc_evo.search.operators.for_space`. A `best_cut_rate` of None is
-            :data:`LOSSLESS_BEST_CUT_RATE` where mask and bits are no genes, so that the error does
-            not depend on the cut, and 0 elsewhere.
+        options: `pop_size`, and `crossover`, `crossover_rate`, `cut_rate`, `bits_rate`,
+            `best_cut_rate` of :func:`nasc_evo.search.operators.for_space`. What is None takes its
+            value from :data:`DEFAULTS`, or from :data:`LOSSLESS_DEFAULTS` where mask and bits are
+            no genes.
         seed: Of the reference directions of nsga3 and moead.
 
     Raises:
@@ -70,9 +72,8 @@ def create_algorithm(
     if name not in ALGORITHMS:
         raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
     lossless = problem.space.n_mask == 0 and len(problem.space.bits_genes) == 0
-    values = {"pop_size": 40, "best_cut_rate": None, **(options or {})}
-    if values["best_cut_rate"] is None:
-        values["best_cut_rate"] = LOSSLESS_BEST_CUT_RATE if lossless else 0.0
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    values = {**(LOSSLESS_DEFAULTS if lossless else DEFAULTS), **given}
     pop_size = values.pop("pop_size")
     if not isinstance(pop_size, int) or isinstance(pop_size, bool) or pop_size < 4:
         raise UserError(

@@ -28,6 +28,7 @@ def for_space(
     space: SplitSpace,
     *,
     crossover: str = "uniform",
+    crossover_rate: float = 0.9,
     cut_rate: float = 0.3,
     bits_rate: float = 0.2,
     best_cut_rate: float = 0.0,
@@ -41,6 +42,7 @@ def for_space(
     Args:
         space: Genomes and what they mean.
         crossover: `"uniform"` or `"two_point"`.
+        crossover_rate: Probability that two parents are crossed before mutation.
         cut_rate: Probability that a mutation moves a cut by one step.
         bits_rate: Probability that a mutation draws the bits anew.
         best_cut_rate: Probability that a genome moves to the cuts of the lowest latency for its
@@ -51,7 +53,7 @@ def for_space(
     fast_cuts = FastCuts(space, chain, best_cut_rate)
     return {
         "sampling": SplitSampling(space, first, fast_cuts),
-        "crossover": SplitCrossover(space, crossover),
+        "crossover": SplitCrossover(space, crossover, crossover_rate),
         "mutation": SplitMutation(space, cut_rate, bits_rate, fast_cuts),
         "eliminate_duplicates": PhenotypeDuplicates(space),
     }
@@ -176,8 +178,9 @@ class SplitCrossover(Crossover):
     bits gene.
     """
 
-    def __init__(self, space: SplitSpace, kind: str = "uniform", prob: float = 0.9) -> None:
-        super().__init__(2, 2, prob=prob)
+    def __init__(self, space: SplitSpace, kind: str = "uniform", rate: float = 0.9) -> None:
+        check_rate("crossover_rate", rate)
+        super().__init__(2, 2, prob=rate)
         if kind not in CROSSOVERS:
             raise UserError(f"crossover must be one of {', '.join(CROSSOVERS)}, got '{kind}'.")
         self.space = space

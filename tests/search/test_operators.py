@@ -65,7 +65,7 @@ def test_crossover_keeps_a_cut_with_its_mask():
     parents = Population.new("X", np.stack([a, b]))
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        children = SplitCrossover(space, prob=1.0).do(
+        children = SplitCrossover(space, rate=1.0).do(
             problem_of(space), parents, np.array([[0, 1]]), random_state=rng
         )
         for x in children.get("X"):
@@ -157,13 +157,18 @@ def test_nothing_moves_and_nothing_is_drawn_without_a_rate():
     assert rng.bit_generator.state == state
 
 
-def test_the_default_rate_depends_on_whether_the_error_depends_on_the_cut():
+def test_defaults_depend_on_whether_the_error_depends_on_the_cut():
+    def rates(problem, options=None):
+        algorithm = create_algorithm("nsga2", problem, options)
+        mating = algorithm.mating
+        return algorithm.pop_size, mating.crossover.prob.get(), mating.mutation.fast_cuts.rate
+
     problem = FBNetSplit(evaluator=FAST)
-    assert create_algorithm("nsga2", problem).mating.mutation.fast_cuts.rate == 0
+    assert rates(problem) == (40, 0.9, 0)
     lossless = FBNetSplit(evaluator=FAST, mask_groups=1, bits=[8])
-    assert create_algorithm("nsga2", lossless).mating.mutation.fast_cuts.rate == 0.5
-    given = create_algorithm("nsga2", problem, {"best_cut_rate": 0.2})
-    assert given.mating.mutation.fast_cuts.rate == 0.2
+    assert rates(lossless) == (20, 0.15, 0.9)
+    given = {"pop_size": 8, "crossover_rate": 0.5, "best_cut_rate": 0.2}
+    assert rates(problem, given) == rates(lossless, given) == (8, 0.5, 0.2)
 
 
 def test_impossible_options_are_refused():
@@ -173,5 +178,7 @@ def test_impossible_options_are_refused():
         FastCuts(SPACES["default"], None, 0.5)
     with pytest.raises(UserError, match="crossover must be one of uniform, two_point"):
         SplitCrossover(SPACES["default"], "sbx")
+    with pytest.raises(UserError, match="crossover_rate must be a number in 0..1"):
+        SplitCrossover(SPACES["default"], rate=-0.1)
     with pytest.raises(UserError, match="cut_rate must be a number in 0..1"):
         SplitMutation(SPACES["default"], cut_rate=2)
