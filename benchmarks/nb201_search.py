@@ -1,6 +1,6 @@
 """Searches on NAS-Bench-201 with official accuracies, against the exact front.
 
-    python benchmarks/nb201_search.py [--seeds 31] [--devices raspi4 edgegpu]
+    python benchmarks/nb201_search.py [--seeds 31] [--devices raspi4 edgegpu pixel3]
 
 Every search gets 1000 evaluations; its front after 100, 200, 500 and 1000 of them is compared by
 hypervolume with the exact front over all architectures and cuts. Needs `hwnas/nb201_accuracy.npz`
@@ -11,6 +11,7 @@ over the seeds compares our search with each other one.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from scipy.stats import wilcoxon
 
+from nasc_evo.config import load_group_option
 from nasc_evo.problem import Evaluation
 from nasc_evo.search import operators
-from nasc_evo.search.algorithms import create_algorithm
+from nasc_evo.search.algorithms import LOSSLESS_DEFAULTS, create_algorithm
 from nasc_evo.search.exact import exact_front
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.loop import run_search
@@ -44,8 +46,6 @@ Search = Callable[[NASBench201Split, int], list[Evaluation]]
 
 def ours(problem: NASBench201Split, seed: int) -> list[Evaluation]:
     """Our NSGA-II with the options of `algorithm=nsga2`."""
-    from nasc_evo.config import load_group_option
-
     options = load_group_option("algorithm", "nsga2")
     algorithm = create_algorithm(options.pop("name"), problem, options, seed=seed)
     return run_search(problem, algorithm, BUDGETS[-1], seed=seed).evaluations
@@ -57,10 +57,12 @@ def best_cut_inside(problem: NASBench201Split, seed: int) -> list[Evaluation]:
     return run_search(problem, algorithm, BUDGETS[-1], seed=seed).evaluations
 
 
-def pymoo_defaults(problem: NASBench201Split, seed: int) -> list[Evaluation]:
+def pymoo_defaults(
+    problem: NASBench201Split, seed: int, pop_size: int = LOSSLESS_DEFAULTS["pop_size"]
+) -> list[Evaluation]:
     """NSGA-II with what pymoo offers for integers: SBX and PM with rounding."""
     algorithm = NSGA2(
-        pop_size=40,
+        pop_size=pop_size,
         sampling=IntegerRandomSampling(),
         crossover=SBX(prob=0.9, eta=15, vtype=float, repair=RoundingRepair()),
         mutation=PM(prob=0.9, eta=20, vtype=float, repair=RoundingRepair()),
@@ -118,6 +120,7 @@ SEARCHES: dict[str, Search] = {
     OURS: ours,
     "best cut inside": best_cut_inside,
     "pymoo SBX/PM": pymoo_defaults,
+    "pymoo SBX/PM, population 40": partial(pymoo_defaults, pop_size=40),
     "regularised evolution": regularised_evolution,
     "random": random_search,
 }
@@ -155,7 +158,7 @@ def main() -> None:
     """Run every search with every seed and write figures and picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=31)
-    parser.add_argument("--devices", nargs="+", default=["raspi4", "edgegpu"])
+    parser.add_argument("--devices", nargs="+", default=["raspi4", "edgegpu", "pixel3"])
     parser.add_argument("--out", type=Path, default=RESULTS / "nb201_search.json")
     args = parser.parse_args()
     figures: dict[str, Any] = {"seeds": args.seeds, "budgets": list(BUDGETS), "devices": {}}

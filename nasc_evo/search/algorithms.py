@@ -15,8 +15,8 @@ from nasc_evo.problem import SplitProblem
 from nasc_evo.search import operators
 
 OPTIONS = ("crossover", "crossover_rate", "cut_rate", "bits_rate", "best_cut_rate")
-DEFAULTS = {"pop_size": 40, "crossover_rate": 0.9, "best_cut_rate": 0.0}
-LOSSLESS_DEFAULTS = {"pop_size": 20, "crossover_rate": 0.15, "best_cut_rate": 0.9}
+DEFAULTS: dict[str, Any] = {"pop_size": 40, "crossover_rate": 0.9, "best_cut_rate": 0.0}
+LOSSLESS_DEFAULTS: dict[str, Any] = {"pop_size": 20, "crossover_rate": 0.15, "best_cut_rate": 0.9}
 """Where mask and bits are no genes: genes are few, and the error does not depend on the cut."""
 ALGORITHMS = ("nsga2", "nsga3", "agemoea", "moead", "random")
 
