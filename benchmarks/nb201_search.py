@@ -133,15 +133,17 @@ def quality(problem: NASBench201Split, evaluations: list[Evaluation], truth: flo
     return [hypervolume(F[:budget], reference) / truth for budget in BUDGETS]
 
 
-def draw(path: Path, results: dict[str, dict[str, NDArray]]) -> None:
+def draw(path: Path, devices: dict[str, Any]) -> None:
     """Draw medians with quartiles over the budget, one panel a device."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
-    for axis, (device, values) in zip(axes[0], results.items(), strict=True):
-        for name, runs in values.items():
-            low, median, high = 1 - np.quantile(runs, (0.25, 0.5, 0.75), axis=0)
+    width = 5 * len(devices)
+    figure, axes = plt.subplots(1, len(devices), figsize=(width, 4.5), squeeze=False)
+    for axis, (device, described) in zip(axes[0], devices.items(), strict=True):
+        for name, entry in described["searches"].items():
+            median = 1 - np.array(list(entry["median"].values()))
+            low, high = 1 - np.array(list(entry["quartiles"].values())).T
             (line,) = axis.plot(BUDGETS, median, marker="o", label=name)
             axis.fill_between(BUDGETS, low, high, color=line.get_color(), alpha=0.15)
         axis.set(xscale="log", yscale="log", title=device, xlabel="evaluations")
@@ -149,9 +151,10 @@ def draw(path: Path, results: dict[str, dict[str, NDArray]]) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("missing share of the exact hypervolume")
-    axes[0][-1].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -162,7 +165,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "nb201_search.json")
     args = parser.parse_args()
     figures: dict[str, Any] = {"seeds": args.seeds, "budgets": list(BUDGETS), "devices": {}}
-    results: dict[str, dict[str, NDArray]] = {}
     for device in args.devices:
         problem = NASBench201Split(device=device, dataset="cifar100", evaluator="tabular")
         reference = np.array([problem.reference_point[name] for name in problem.objectives])
@@ -181,7 +183,7 @@ def main() -> None:
             },
             "searches": {},
         }
-        results[device] = {}
+        values: dict[str, NDArray] = {}
         for name, search in SEARCHES.items():
             runs, took = [], []
             for seed in range(args.seeds):
@@ -191,13 +193,15 @@ def main() -> None:
                 evaluations = search(fresh, seed)
                 took.append(time.perf_counter() - start)
                 runs.append(quality(fresh, evaluations, truth))
-            results[device][name] = values = np.array(runs)
+            values[name] = np.array(runs)
             entry = {
-                "median": dict(zip(map(str, BUDGETS), np.median(values, 0).tolist(), strict=True)),
+                "median": dict(
+                    zip(map(str, BUDGETS), np.median(values[name], 0).tolist(), strict=True)
+                ),
                 "quartiles": dict(
                     zip(
                         map(str, BUDGETS),
-                        np.quantile(values, (0.25, 0.75), axis=0).T.tolist(),
+                        np.quantile(values[name], (0.25, 0.75), axis=0).T.tolist(),
                         strict=True,
                     )
                 ),
@@ -207,15 +211,15 @@ def main() -> None:
                 entry["wilcoxon_p_of_ours_better"] = {
                     str(budget): float(
                         wilcoxon(
-                            results[device][OURS][:, i], values[:, i], alternative="greater"
+                            values[OURS][:, i], values[name][:, i], alternative="greater"
                         ).pvalue
                     )
                     for i, budget in enumerate(BUDGETS)
                 }
             described["searches"][name] = entry
-            print(device, name, np.median(values, 0).round(4), flush=True)
+            print(device, name, np.median(values[name], 0).round(4), flush=True)
     write_result(args.out, figures)
-    draw(args.out.with_suffix(".png"), results)
+    draw(args.out.with_suffix(".png"), figures["devices"])
 
 
 if __name__ == "__main__":
