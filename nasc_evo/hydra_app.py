@@ -6,6 +6,7 @@ unknown option, a mistake found by the program - ends as one sentence and a non-
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,23 @@ from nasc_evo.errors import UserError, one_line
 EXIT_USER_ERROR = 2
 EXIT_INFEASIBLE = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+TERMINATED = "terminated by SIGTERM"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a cluster takes the machine back; everything ends as after Ctrl-C, but sooner."""
+
+
+def end_on_sigterm() -> None:
+    """Turn the first SIGTERM into :class:`Terminated`; further ones are ignored."""
+
+    def terminate(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated(TERMINATED)
+
+    with contextlib.suppress(ValueError):  # a launcher runs the job outside the main thread
+        signal.signal(signal.SIGTERM, terminate)
 
 
 @dataclass
@@ -54,6 +72,7 @@ class RunConfig:
     dataset: Any = MISSING
     algorithm: Any = MISSING
     evaluator: Any = MISSING
+    parallel: Any = MISSING
     objectives: list[str] = MISSING
     limits: Limits = field(default_factory=Limits)
     allow_raw_offload: bool = MISSING
@@ -61,6 +80,9 @@ class RunConfig:
     mask_groups: Any = MISSING
     bits: list[int] = MISSING
     n_eval: int = MISSING
+    patience: int | None = None
+    max_time: Any = None
+    max_failed: Any = MISSING
     seed: int = MISSING
     rescore: Any = MISSING
     resume: str | None = None
@@ -78,6 +100,7 @@ class TruthConfig:
     chain: Any = MISSING
     dataset: Any = MISSING
     evaluator: Any = MISSING
+    parallel: Any = MISSING
     objectives: list[str] = MISSING
     limits: Limits = field(default_factory=Limits)
     allow_raw_offload: bool = MISSING
@@ -143,6 +166,7 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         """Run one job; a user's mistake ends this job, not the others of a sweep."""
         nonlocal started
         started = True
+        end_on_sigterm()
         try:
             codes.append(task(config))
         except UserError as error:
@@ -157,9 +181,10 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(
             run
         )()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        print("Terminated." if terminated else "Interrupted.", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
     except Exception as error:
         # before a job starts, whatever goes wrong lies in the options; Hydra raises many types
         if debug or (started and not isinstance(error, OSError)):

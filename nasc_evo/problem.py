@@ -18,7 +18,7 @@ from nasc_evo.cost import Chain, Costs
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, SplitSpace
 from nasc_evo.space.genome import DesignBatch
-from nasc_evo.supernet.score import Evaluator, Score
+from nasc_evo.supernet.score import Evaluator, Score, score_each
 
 METRICS = (
     "error",
@@ -46,6 +46,7 @@ class Evaluation:
         score: Correct images, or the reason of a failure.
         kept_channels: Channels sent at each cut.
         costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown.
+        refused: Whether a node cannot run the network, so that it was not scored.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Evaluation:
     score: Score
     kept_channels: tuple[int, ...]
     costs: dict[str, Any]
+    refused: bool = False
 
     @property
     def failed(self) -> bool:
@@ -84,7 +86,8 @@ class SplitProblem(Problem):
     Attributes:
         on_evaluation: Called with each new evaluation as it happens, and whether its score was
             computed (rather than remembered from an earlier run).
-        evaluations: What was evaluated so far, by (phenotype key, split, images), in order.
+        evaluations: What was evaluated so far, by (phenotype key, split, images), in the order in
+            which it was asked for.
 
     Raises:
         UserError: If an objective or limit is unknown, out of range, or cannot be computed.
@@ -111,6 +114,7 @@ class SplitProblem(Problem):
         self.on_evaluation: Callable[[Evaluation, bool], None] | None = None
         self.evaluations: dict[tuple[str, str, int], Evaluation] = {}
         self._known_scores: dict[tuple[str, str, int], Score] = {}
+        self._next_index = 0
         super().__init__(
             n_var=space.n_var,
             n_obj=len(self.objectives),
@@ -209,20 +213,27 @@ class SplitProblem(Problem):
         self._known_scores.update(
             {key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]}
         )
-        for key, score in self._scores(designs, new, split, count):
-            row = new[key]
-            evaluation = Evaluation(
-                index=len(self.evaluations),
-                genome=tuple(int(gene) for gene in X[row]),
-                design=designs[row],
-                split=split,
-                score=score,
-                kept_channels=tuple(batch.kept_channels[row].tolist()),
-                costs={name: _plain(values[row]) for name, values in costs.items()},
-            )
-            self.evaluations[key] = evaluation
-            if self.on_evaluation is not None:
-                self.on_evaluation(evaluation, key not in self._known_scores)
+        first = self._next_index
+        self._next_index += len(new)
+        indices = {key: first + position for position, key in enumerate(new)}
+        found: dict[tuple[str, str, int], Evaluation] = {}
+        try:
+            for key, score in self._scores(designs, new, split, count):
+                row = new[key]
+                found[key] = evaluation = Evaluation(
+                    index=indices[key],
+                    genome=tuple(int(gene) for gene in X[row]),
+                    design=designs[row],
+                    split=split,
+                    score=score,
+                    kept_channels=tuple(batch.kept_channels[row].tolist()),
+                    costs={name: _plain(values[row]) for name, values in costs.items()},
+                    refused=bool(refusals[row]),
+                )
+                if self.on_evaluation is not None:
+                    self.on_evaluation(evaluation, key not in self._known_scores)
+        finally:  # in the order of the genomes, in whatever order the scores came
+            self.evaluations.update({key: found[key] for key in new if key in found})
 
     def _scores(
         self,
@@ -231,21 +242,20 @@ class SplitProblem(Problem):
         split: str,
         count: int,
     ) -> Iterator[tuple[tuple[str, str, int], Score]]:
-        """Yield scores in the order of `new`: known ones at once, others by the evaluator."""
-        keys = list(new)
-        unknown = [key for key in keys if key not in self._known_scores]
-        computed: dict[int, Score] = {}
-        results = self.evaluator.evaluate([designs[new[key]] for key in unknown], split, count)
-        position = 0
-        for key in keys:
+        """Yield known scores, then others as the evaluator has them."""
+        for key in new:
             if key in self._known_scores:
                 yield key, self._known_scores[key]
-                continue
-            while position not in computed:
-                index, score = next(results)
-                computed[index] = score
-            yield key, computed.pop(position)
-            position += 1
+        unknown = [key for key in new if key not in self._known_scores]
+        candidates = [designs[new[key]] for key in unknown]
+        for position, score in score_each(self.evaluator, candidates, split, count):
+            yield unknown[position], score
+
+    def close(self) -> None:
+        """End the workers of the evaluator, if it was used and has any."""
+        close = getattr(self.__dict__.get("evaluator"), "close", None)
+        if close is not None:
+            close()
 
     def remember(self, scores: Mapping[tuple[str, str, int], Score]) -> None:
         """Take over scores of an earlier run, by (phenotype key, split, images).

@@ -1,5 +1,6 @@
 """What a run shows while it works: a progress bar in a terminal, plain lines elsewhere."""
 
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from nasc_evo.search.indicators import hypervolume, non_dominated
 from nasc_evo.supernet.progress import TrainingProgress
 
 PLAIN_SECONDS = 10.0
+HEARTBEAT_SECONDS = 30.0
 
 
 def short_path(path: Path) -> str:
@@ -48,11 +50,26 @@ class ProgressDisplay:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task(title, total=total, completed=completed, state="")
+        self.line = f"{title}: nothing has ended yet"
+        self.ended = threading.Event()
+        self.heartbeat = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
         """Start showing."""
         self.progress.start()
+        if not self.console.is_terminal:
+            self.heartbeat.start()
         return self
+
+    def _beat(self) -> None:
+        """Print the last line again where nothing was printed for a while: the run is alive."""
+        while not self.ended.wait(HEARTBEAT_SECONDS / 6):
+            silent = time.monotonic() - self.shown
+            if silent >= HEARTBEAT_SECONDS:
+                self.shown = time.monotonic()
+                minutes = (self.shown - self.started) / 60
+                line = f"{self.line}; working for {minutes:.1f} min"
+                self.console.print(line, highlight=False, soft_wrap=True)
 
     def __exit__(
         self,
@@ -61,10 +78,12 @@ class ProgressDisplay:
         trace: TracebackType | None,
     ) -> None:
         """Stop showing."""
+        self.ended.set()
         self.progress.stop()
 
     def show(self, completed: int, state: str, line: str, *, now: bool = False) -> None:
         """Show `state` in the bar, or print `line` if it is time for one or `now` is set."""
+        self.line = line
         if self.console.is_terminal:
             self.progress.update(self.task, completed=completed, state=state)
         elif now or time.monotonic() - self.shown >= PLAIN_SECONDS:

@@ -35,6 +35,9 @@ class Journal:
     Args:
         path: The file; its folder exists.
 
+    Attributes:
+        scores: What an existing file holds, but failures.
+
     Raises:
         UserError: If an existing file has a damaged line before its last.
     """
@@ -71,7 +74,8 @@ class Journal:
                 )
                 if not valid:
                     raise ValueError("a field has a wrong type or range")
-                self.scores[key] = Score(correct, key[2], str(record["message"]))
+                if correct is not None:  # what failed is tried again
+                    self.scores[key] = Score(correct, key[2])
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(
                     f"Line {number} of the journal {self.path} is damaged ({one_line(error)}); "
@@ -94,8 +98,6 @@ class Journal:
                 f"The journal {self.path} cannot be written ({one_line(error)}); everything up to "
                 "here is kept: make room and resume."
             ) from error
-        score = evaluation.score
-        self.scores[(evaluation.design.key, evaluation.split, score.images)] = score
 
     def close(self) -> None:
         """Close the file; every line was flushed when it was appended."""
