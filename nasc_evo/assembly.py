@@ -152,6 +152,7 @@ class Parts(NamedTuple):
     chain: Chain
     evaluator: Callable[[], Evaluator]
     dataset: ImageDataset
+    lossless: bool
 
 
 def assemble(
@@ -185,16 +186,12 @@ def assemble(
     costs = build_chain(architecture, chain, image_bytes=images.image_bytes)
     workers = check_parallel({"name": parallel} if isinstance(parallel, str) else parallel)
     made, importance = evaluator_factory(architecture, images, evaluator)
-    # no table knows what a mask or a quantiser does, and each network has figures of its own
-    fixed = getattr(made, "knows_whole_networks_only", False)
-    if fixed:
-        genes |= {"mask_groups": 1, "bits": (8,)}
-    space = SplitSpace(
-        architecture,
-        n_links=len(costs.links),
-        channel_importance=importance,
-        merge_equal_networks=not fixed,
-        **genes,
-    )
+    lossless = getattr(made, "knows_whole_networks_only", False)
+    genes |= {"n_links": len(costs.links), "channel_importance": importance}
+    space = SplitSpace(architecture, **genes)
+    if lossless:
+        # no table knows what a mask or a quantiser does, and each network has figures of its own
+        genes |= {"mask_groups": 1, "bits": (8,), "merge_equal_networks": False}
+        space = SplitSpace(architecture, **genes)
     make = partial(given, made) if hasattr(made, "evaluate") else made
-    return Parts(space, costs, partial(parallel_evaluator, make, workers), images)
+    return Parts(space, costs, partial(parallel_evaluator, make, workers), images, lossless)

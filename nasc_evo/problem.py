@@ -82,6 +82,7 @@ class SplitProblem(Problem):
         objectives: Metrics to minimise, two or more different ones of :data:`METRICS`.
         limits: Upper limits of metrics; None is no limit. They become constraints, each scaled by
             its own value.
+        lossless: Whether nothing is lost on a link, so that the error does not depend on the cut.
 
     Attributes:
         on_evaluation: Called with each new evaluation as it happens, and whether its score was
@@ -101,7 +102,9 @@ class SplitProblem(Problem):
         *,
         objectives: Sequence[str] = ("error", "latency_ms"),
         limits: Mapping[str, float | None] | None = None,
+        lossless: bool = False,
     ) -> None:
+        self.lossless = lossless
         self.space = space
         self.chain = chain
         self._evaluator = evaluator
@@ -210,15 +213,15 @@ class SplitProblem(Problem):
         costs = self.costs(batch)
         (split, count) = next((key[1], key[2]) for key in new)
         refusals = self.chain.refusals(batch)
-        self._known_scores.update(
-            {key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]}
-        )
+        refused = {
+            key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]
+        }
         first = self._next_index
         self._next_index += len(new)
         indices = {key: first + position for position, key in enumerate(new)}
         found: dict[tuple[str, str, int], Evaluation] = {}
         try:
-            for key, score in self._scores(designs, new, split, count):
+            for key, score in self._scores(designs, new, split, count, refused):
                 row = new[key]
                 found[key] = evaluation = Evaluation(
                     index=indices[key],
@@ -228,7 +231,7 @@ class SplitProblem(Problem):
                     score=score,
                     kept_channels=tuple(batch.kept_channels[row].tolist()),
                     costs={name: _plain(values[row]) for name, values in costs.items()},
-                    refused=bool(refusals[row]),
+                    refused=key in refused,
                 )
                 if self.on_evaluation is not None:
                     self.on_evaluation(evaluation, key not in self._known_scores)
@@ -241,12 +244,14 @@ class SplitProblem(Problem):
         new: dict[tuple[str, str, int], int],
         split: str,
         count: int,
+        refused: dict[tuple[str, str, int], Score],
     ) -> Iterator[tuple[tuple[str, str, int], Score]]:
-        """Yield known scores, then others as the evaluator has them."""
+        """Yield refusals and known scores, then others as the evaluator has them."""
+        known = self._known_scores | refused
         for key in new:
-            if key in self._known_scores:
-                yield key, self._known_scores[key]
-        unknown = [key for key in new if key not in self._known_scores]
+            if key in known:
+                yield key, known[key]
+        unknown = [key for key in new if key not in known]
         candidates = [designs[new[key]] for key in unknown]
         for position, score in score_each(self.evaluator, candidates, split, count):
             yield unknown[position], score
@@ -281,6 +286,28 @@ class SplitProblem(Problem):
             "node_ms": costs.node_ms,
             "links_ms": costs.links_ms,
         }
+
+    def cut_costs(self, batch: DesignBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what is known of a decoded population without scoring it.
+
+        Args:
+            batch: P designs.
+
+        Returns:
+            The objectives but the error, `[P, m]`, and the sum of the relative violations of the
+            limits but that of the error, `[P]`.
+        """
+        costs = self.costs(batch)
+        objectives = [costs[name] for name in self.objectives if name != "error"]
+        violations = [
+            np.maximum(costs[name] / limit - 1, 0)
+            for name, limit in self.limits.items()
+            if name != "error"
+        ]
+        return (
+            np.column_stack(objectives).astype(float),
+            np.sum(violations, axis=0) if violations else np.zeros(len(batch)),
+        )
 
     def objective_values(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
         """Return F, `[n, objectives]`."""

@@ -51,7 +51,7 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
 
     from nasc_evo.report.display import SearchDisplay, short_path
     from nasc_evo.report.files import read_truth
-    from nasc_evo.search.algorithms import create_algorithm
+    from nasc_evo.search.algorithms import algorithm_options, create_algorithm
     from nasc_evo.search.final import final_result
     from nasc_evo.search.folder import RunFolder
     from nasc_evo.search.loop import run_search
@@ -65,8 +65,10 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
 
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     truth = None if config.truth is None else read_truth(config.truth, problem)
-    options = dict(resolved["algorithm"])
-    algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
+    name = resolved["algorithm"].pop("name")
+    options = algorithm_options(problem, name, resolved["algorithm"])
+    algorithm = create_algorithm(name, problem, options, seed=config.seed)
+    resolved["algorithm"] = {"name": name, **options}
     identity = {
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],

@@ -71,7 +71,12 @@ class FBNetSplit(SplitProblem):
             min_device_blocks=min_device_blocks,
         )
         super().__init__(
-            parts.space, parts.chain, parts.evaluator, objectives=objectives, limits=limits
+            parts.space,
+            parts.chain,
+            parts.evaluator,
+            objectives=objectives,
+            limits=limits,
+            lossless=parts.lossless,
         )
         self.dataset = parts.dataset
 
