@@ -29,6 +29,7 @@ RETRIES = 2
 """How often a chunk whose worker died is tried again before its designs are tried one by one."""
 CHUNKS_PER_WORKER = 4
 WATCH_SECONDS = 1.0
+CONNECT_SECONDS = 30
 LOOPBACK = "127.0.0.1"
 
 Indices = tuple[int, ...]
@@ -54,7 +55,7 @@ class Task:
 
 
 _evaluators: dict[str, Evaluator] = {}
-"""The evaluators of this worker process, by their description."""
+"""The evaluator of this worker process, by its description; only the last one is kept."""
 
 
 def score_task(task: Task) -> list[Score]:
@@ -75,6 +76,7 @@ def score_task(task: Task) -> list[Score]:
                 f"the search ({ours[name]}): give all workers the same files, and set "
                 "evaluator.dtype where processors differ."
             )
+        _evaluators.clear()
         _evaluators[key] = evaluator
     scores = dict(score_each(_evaluators[key], task.designs, task.split, task.images))
     return [scores[index] for index in range(len(task.designs))]
@@ -88,6 +90,10 @@ def ignore_interrupts() -> None:
 
 def begin_process() -> None:
     """Prepare a worker process of this machine: it ends when its parent does, however that ends."""
+    from joblib.externals.loky import process_executor
+
+    # an evaluator keeps freed memory on purpose; loky would take it for a leak and end the worker
+    process_executor._USE_PSUTIL = False
     ignore_interrupts()
     parent = os.getppid()
 
@@ -191,9 +197,9 @@ class DaskPool:
             elif address.endswith(".json"):
                 if not Path(address).is_file():
                     raise UserError(f"There is no Dask scheduler file {address}.")
-                self._client = distributed.Client(scheduler_file=address, timeout=30)
+                self._client = distributed.Client(scheduler_file=address, timeout=CONNECT_SECONDS)
             else:
-                self._client = distributed.Client(address, timeout=30)
+                self._client = distributed.Client(address, timeout=CONNECT_SECONDS)
         except (OSError, ValueError, TimeoutError) as error:
             raise UserError(
                 f"parallel.address={address}: the Dask scheduler does not answer "
