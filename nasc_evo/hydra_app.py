@@ -169,7 +169,7 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         end_on_sigterm()
         try:
             codes.append(task(config))
-        except UserError as error:
+        except (UserError, OSError) as error:  # also a disk that is full, a folder that is gone
             if debug:
                 raise
             print(f"Error: {one_line(error)}", file=sys.stderr)

@@ -247,11 +247,11 @@ class SplitProblem(Problem):
         refused: dict[tuple[str, str, int], Score],
     ) -> Iterator[tuple[tuple[str, str, int], Score]]:
         """Yield refusals and known scores, then others as the evaluator has them."""
-        known = self._known_scores | refused
-        for key in new:
-            if key in known:
-                yield key, known[key]
-        unknown = [key for key in new if key not in known]
+        known = {key: refused.get(key) or self._known_scores.get(key) for key in new}
+        for key, remembered in known.items():
+            if remembered is not None:
+                yield key, remembered
+        unknown = [key for key, remembered in known.items() if remembered is None]
         candidates = [designs[new[key]] for key in unknown]
         for position, score in score_each(self.evaluator, candidates, split, count):
             yield unknown[position], score

@@ -1,5 +1,6 @@
 """What a run shows while it works: a progress bar in a terminal, plain lines elsewhere."""
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from nasc_evo.supernet.progress import TrainingProgress
 
 PLAIN_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0
+REFRESH_SECONDS = 0.2
 
 
 def short_path(path: Path) -> str:
@@ -105,14 +107,21 @@ class SearchDisplay(ProgressDisplay):
         self.problem = problem
         self.reference = np.array([problem.reference_point[name] for name in problem.objectives])
         self.front: list[Evaluation] = []
+        self.new: list[Evaluation] = []
         self.done = 0
         self.computed = 0
+        self.refreshed = -math.inf
 
     def add(self, evaluation: Evaluation, computed: bool) -> None:
         """Take note of one evaluation of the search."""
         self.done += 1
         self.computed += computed
-        self.front = non_dominated(self.problem, [*self.front, evaluation])
+        self.new.append(evaluation)
+        if self.done < self.total and time.monotonic() - self.refreshed < REFRESH_SECONDS:
+            return
+        self.refreshed = time.monotonic()
+        self.front = non_dominated(self.problem, [*self.front, *self.new])
+        self.new.clear()
         state = self.state()
         line = f"{self.done}/{self.total} evaluations, {state}, {self.time_left()}"
         self.show(self.done, state, line, now=self.done == self.total)

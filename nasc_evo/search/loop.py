@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def run_search(
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
     used: dict[str, Evaluation] = {}
-    quality = Quality(problem, reference)
+    quality, failures = Quality(problem, reference), Failures(budget.max_failed)
     generation = stalled = 0
     reason, interrupted = f"the budget of {budget.n_eval} evaluations is spent", False
     try:
@@ -145,7 +146,7 @@ def run_search(
                 X = np.array([individual.X for individual in population], dtype=np.int64)
                 before = len(used)
                 evaluations = _assess_within(problem, X, used, budget.n_eval)
-                check_failures(list(used.values()), budget.max_failed)
+                failures.add(list(islice(used.values(), before, None)))
                 on_generation(generation)
                 if any(e is None for e in evaluations):
                     break
@@ -153,7 +154,7 @@ def run_search(
                 if stalled >= STALL_GENERATIONS:
                     reason = f"no new design was found in {STALL_GENERATIONS} generations"
                     break
-                if quality.since_growth(evaluations) == budget.patience:
+                if budget.patience and quality.since_growth(evaluations) >= budget.patience:
                     reason = (
                         f"the hypervolume has not grown for {budget.patience} generations "
                         f"({len(used)} evaluations)"
@@ -192,17 +193,31 @@ class Quality:
         return self.generations
 
 
-def check_failures(evaluations: Sequence[Evaluation], max_failed: float) -> None:
-    """Raise a UserError if more than the share `max_failed` of the evaluations failed.
+class Failures:
+    """Counts failed evaluations; what a node refused is no failure.
 
-    What a node refused is no failure.
+    Args:
+        max_failed: Share of the evaluations that may fail.
     """
-    failed = [e for e in evaluations if e.failed and not e.refused]
-    if len(failed) > max_failed * len(evaluations):
-        raise UserError(
-            f"{len(failed)} of {len(evaluations)} evaluations failed, more than the share "
-            f"max_failed={max_failed:g}; the last one said: {failed[-1].score.message}."
-        )
+
+    def __init__(self, max_failed: float) -> None:
+        self.max_failed = max_failed
+        self.evaluations = self.failed = 0
+
+    def add(self, evaluations: Sequence[Evaluation]) -> None:
+        """Take note of evaluations that are new to a search.
+
+        Raises:
+            UserError: If too many have failed by now.
+        """
+        failed = [e for e in evaluations if e.failed and not e.refused]
+        self.evaluations += len(evaluations)
+        self.failed += len(failed)
+        if failed and self.failed > self.max_failed * self.evaluations:
+            raise UserError(
+                f"{self.failed} of {self.evaluations} evaluations failed, more than the share "
+                f"max_failed={self.max_failed:g}; the last one said: {failed[-1].score.message}."
+            )
 
 
 @contextlib.contextmanager
