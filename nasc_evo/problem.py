@@ -401,6 +401,20 @@ class SplitProblem(Problem):
         """Return the design of the lowest latency in the space, if the problem knows it exactly."""
         return None
 
+    def out_of_reach(self) -> str | None:
+        """Return why no design meets the latency limit; None if one does, or none is known."""
+        limit = self.limits.get("latency_ms")
+        fastest = self.fastest_design()
+        if limit is None or fastest is None:
+            return None
+        batch = self.space.decode_batch(self.space.encode(fastest)[None])
+        lowest = float(self.costs(batch)["latency_ms"][0])
+        if lowest <= limit:
+            return None
+        return (
+            f"even the fastest design of the space takes {lowest:.4g} ms, the limit is {limit:g} ms"
+        )
+
     def describe(self) -> dict[str, Any]:
         """Return what defines the problem: a run is resumed only with an equal description."""
         return {

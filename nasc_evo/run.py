@@ -90,7 +90,7 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
     try:
         problem.remember(folder.journal.scores)
         say(f"Writing to {shown}{_where(problem)}")
-        out_of_reach = _out_of_reach(problem)
+        out_of_reach = problem.out_of_reach()
         if out_of_reach:
             budget = replace(budget, n_eval=1)
         display = SearchDisplay(problem, budget.n_eval, console)
@@ -165,19 +165,6 @@ def check_problems_package() -> None:
             f"The folder {Path(problems.__file__ or '.').parent} hides the package 'problems' of "
             "nasc_evo; rename it or start from another folder."
         )
-
-
-def _out_of_reach(problem: Any) -> str | None:
-    """Return why no search can meet the latency limit, None unless the space itself cannot."""
-    limit = problem.limits.get("latency_ms")
-    fastest = problem.fastest_design()
-    if limit is None or fastest is None:
-        return None
-    batch = problem.space.decode_batch(problem.space.encode(fastest)[None])
-    lowest = float(problem.costs(batch)["latency_ms"][0])
-    if lowest <= limit:
-        return None
-    return f"even the fastest design of the space takes {lowest:.4g} ms, the limit is {limit:g} ms"
 
 
 def _write(
