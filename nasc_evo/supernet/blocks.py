@@ -66,13 +66,46 @@ def batch_norm_unit(x: Tensor, conv: ConvNorm) -> Tensor:
 
 
 class FoldedConv(NamedTuple):
-    """A convolution with its batch norm folded into weight and bias."""
+    """A convolution with its batch norm folded into weight and bias, and its activation."""
 
     weight: Tensor
     bias: Tensor
     stride: int
     groups: int
     relu: bool
+
+    def packed(self, x: Tensor) -> "FoldedConv":
+        """Return it with weights in oneDNN's own layout for inputs like `x`, where that runs."""
+        if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return self
+        weight = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight, *self._geometry(), self.groups, list(x.shape)
+        )
+        return self._replace(weight=weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Convolve and activate; in one pass over memory where the weights are packed."""
+        padding, stride, dilation = self._geometry()
+        if self.weight.is_mkldnn:
+            activation = "relu" if self.relu else "none"
+            return torch.ops.mkldnn._convolution_pointwise(
+                x,
+                self.weight,
+                self.bias,
+                padding,
+                stride,
+                dilation,
+                self.groups,
+                activation,
+                [],
+                "",
+            )
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        return y.relu_() if self.relu else y
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int]]:
+        """Return 'same' padding for odd kernels, stride and dilation."""
+        return [self.weight.shape[-1] // 2] * 2, [self.stride] * 2, [1, 1]
 
 
 class Calibration:
@@ -91,15 +124,14 @@ class Calibration:
             convolve(x, conv), conv.gamma, conv.beta, None, None, True, 0.0, NORM_EPS
         )
         scale = conv.gamma * invstd
-        self.convs.append(
-            FoldedConv(
-                weight=(conv.weight * scale[:, None, None, None]).to(x.dtype),
-                bias=(conv.beta - mean * scale).to(x.dtype),
-                stride=conv.stride,
-                groups=conv.groups,
-                relu=conv.relu,
-            )
+        folded = FoldedConv(
+            weight=(conv.weight * scale[:, None, None, None]).to(x.dtype),
+            bias=(conv.beta - mean * scale).to(x.dtype),
+            stride=conv.stride,
+            groups=conv.groups,
+            relu=conv.relu,
         )
+        self.convs.append(folded.packed(x))
         return y.relu_() if conv.relu else y
 
     def folded(self) -> "Folded":
@@ -115,10 +147,7 @@ class Folded:
 
     def __call__(self, x: Tensor, conv: ConvNorm) -> Tensor:
         """Run the next recorded convolution; `conv` is the one it was recorded from."""
-        folded = next(self._convs)
-        padding = folded.weight.shape[-1] // 2
-        y = F.conv2d(x, folded.weight, folded.bias, folded.stride, padding, 1, folded.groups)
-        return y.relu_() if folded.relu else y
+        return next(self._convs)(x)
 
 
 @dataclass(frozen=True)

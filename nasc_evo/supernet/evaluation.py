@@ -148,7 +148,7 @@ class SupernetEvaluator:
                 "chunk": self.chunk,
                 "threads": self.threads,
                 "processor": self.device.type,
-                "backend": "torch eager, folded convolutions, channels_last",
+                "backend": "torch eager, folded convolutions (by oneDNN on a CPU), channels_last",
             },
         }
 
