@@ -10,6 +10,7 @@ from nasc_evo.hydra_app import (
     EXIT_INTERRUPTED,
     check_filled,
     instantiate,
+    is_sweep,
     launch,
 )
 
@@ -29,7 +30,7 @@ def run(config: Any) -> int:
     from nasc_evo.report.files import read_truth
     from nasc_evo.search.algorithms import create_algorithm
     from nasc_evo.search.final import check_rescore, final_result
-    from nasc_evo.search.folder import RunFolder
+    from nasc_evo.search.folder import MANIFEST, RunFolder
     from nasc_evo.search.loop import check_budget, run_search
 
     check_problems_package()
@@ -52,9 +53,12 @@ def run(config: Any) -> int:
         "rescore": resolved["rescore"],
     }
     path = Path(HydraConfig.get().runtime.output_dir)
+    resume = config.resume is not None
+    if resume and is_sweep():  # a stopped sweep has jobs that never began
+        resume = (path / MANIFEST).is_file()
     folder = RunFolder(
         path,
-        resume=config.resume is not None,
+        resume=resume,
         identity=identity,
         config=resolved,
         overrides=list(HydraConfig.get().overrides.task),
@@ -117,9 +121,12 @@ def run(config: Any) -> int:
         f"Search ended: {search.stop_reason}. Results: {shown}", highlight=False, soft_wrap=True
     )
     if interrupted:
+        again = short_path(path.parent) if is_sweep() else shown
         console.print(
-            f"Continue with the same command and resume={shown}", highlight=False, soft_wrap=True
+            f"Continue with the same command and resume={again}", highlight=False, soft_wrap=True
         )
+        if is_sweep():
+            raise KeyboardInterrupt  # the user meant the sweep, not only this job of it
         return EXIT_INTERRUPTED
     return 0 if result.front else EXIT_INFEASIBLE
 
