@@ -24,9 +24,8 @@ def run(config: Any) -> int:
     """Run one search with a composed configuration; return the exit code."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
-    from rich.console import Console
 
-    from nasc_evo.report.display import SearchDisplay, short_path
+    from nasc_evo.report.display import SearchDisplay, create_console, short_path
     from nasc_evo.report.files import read_truth
     from nasc_evo.search.algorithms import create_algorithm
     from nasc_evo.search.final import check_rescore, final_result
@@ -34,9 +33,7 @@ def run(config: Any) -> int:
     from nasc_evo.search.loop import check_budget, run_search
 
     check_problems_package()
-    console = Console()
-    if not console.is_terminal:
-        console.width = 110  # logs and files are not folded to the width of a small terminal
+    console = create_console()
     check_filled(config)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     check_rescore(resolved["rescore"])
