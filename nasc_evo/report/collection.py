@@ -266,8 +266,10 @@ def _title(problem: dict[str, Any]) -> str:
     )
     space = _typed(problem["space"]["architecture"], str)
     limits = "".join(f", {name} <= {_finite(v):g}" for name, v in problem["limits"].items())
+    objectives = problem["objectives"]
+    aims = "" if objectives == ["error", "latency_ms"] else f", minimising {', '.join(objectives)}"
     dataset = problem["evaluator"]["dataset"]
-    return f"{space}, {dataset}: {device}, {links}, {', '.join(servers)}{limits}"
+    return f"{space}, {dataset}: {device}, {links}, {', '.join(servers)}{limits}{aims}"
 
 
 def summary_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:

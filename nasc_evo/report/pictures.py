@@ -189,18 +189,21 @@ def _draw_group(axes: Axes, group: Group) -> None:
         linewidth=6,
         marker="o",
         markersize=9,
-        label=f"union of {len(group.runs)} runs",
+        label=f"union of all ({len(group.runs)})",
         **line,
     )
     for i, (run, algorithm) in enumerate(zip(group.runs, algorithms, strict=True)):
         first = algorithms.index(algorithm) == i
-        label = f"{algorithm}, {algorithms.count(algorithm)} runs" if first else None
+        label = f"{algorithm} ({algorithms.count(algorithm)})" if first else None
         style = {"linewidth": 0.9, "marker": ".", "markersize": 5, **line}
         draw(run.F, color=colours[algorithm], label=label, **style)
     axes.set_xlabel(_axis_label(names[x]))
     axes.set_ylabel(_axis_label(names[y]))
     axes.set_title(f"{group.number}. {textwrap.fill(group.title, 60)}", fontsize=8.5)
-    axes.legend(fontsize=7.5)
+    if group.union:
+        axes.legend(fontsize=7.5, title="runs", title_fontsize=7.5)
+    else:
+        axes.text(0.5, 0.5, "no design meets the limits", ha="center", transform=axes.transAxes)
     axes.grid(alpha=0.3)
 
 
