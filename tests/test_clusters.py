@@ -32,22 +32,27 @@ LONG = (*TABULAR[:3], "n_eval=4000", "algorithm=random")
 LAUNCHERS = ("basic", "joblib", "submitit_local")
 
 SLURM = {
-    # starts the tasks of a job (array) here, each again after `scontrol requeue`
+    # starts a job, or the tasks of a job array, here; each again after `scontrol requeue`
     "sbatch": """
 cp "${!#}" "$FAKE_SLURM/script"
 range=$(sed -n 's/^#SBATCH --array=\\([0-9-]*\\).*/\\1/p' "$FAKE_SLURM/script")
 for task in $(seq $(echo ${range:-0-0} | tr - ' ')); do
   (
-    export SLURM_JOB_ID=$(($$ + task)) SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task
+    export SLURM_JOB_ID=$(($$ + task)) TASK=$task
+    name=$$
+    if [ "$range" ]; then
+      export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task
+      name=$$_$task
+    fi
     bash "$FAKE_SLURM/script"
-    while rm "$FAKE_SLURM/requeue-$$_$task"; do bash "$FAKE_SLURM/script"; done
+    while rm "$FAKE_SLURM/requeue-$name"; do bash "$FAKE_SLURM/script"; done
   ) > "$FAKE_SLURM/log-$task" 2>&1 &
 done
 echo "Submitted batch job $$"
 """,
     "srun": """
 while [[ $1 == -* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done
-echo $$ > "$FAKE_SLURM/pid-$SLURM_ARRAY_TASK_ID"
+echo $$ > "$FAKE_SLURM/pid-$TASK"
 exec "$@"
 """,
     "scontrol": 'touch "$FAKE_SLURM/requeue-$2"',
@@ -242,13 +247,13 @@ def test_the_slurm_command_of_the_page_asks_sbatch_for_what_it_says(cli, fake_sl
     assert config.evaluator.threads == config.hydra.launcher.cpus_per_task == 8
     assert config.hydra.launcher.max_num_timeout == 10
 
-    result = cli(multirun, *overrides, "device=edgegpu", "seed=-1")
+    result = cli(multirun, *overrides, "device=edgegpu", "seed=-1,-2", timeout=60)
     assert result.returncode == 2, result.stderr
     assert "Error: seed must be a whole number of at least 0, got -1." in result.stderr
     asked = (fake_slurm / "script").read_text().splitlines()
     for option in (
         "account=my_project",
-        "array=0-0%1",
+        "array=0-1%2",
         "cpus-per-task=8",
         "job-name=nasc_evo",
         "mail-user=me@example.org",
