@@ -40,7 +40,7 @@ def collect(options: argparse.Namespace) -> None:
     for sentence in skipped:
         console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
     if not runs:
-        raise UserError(f"None of the {len(skipped)} runs below the folders has finished.")
+        raise UserError(f"No run below the folders has finished, unfinished: {len(skipped)}.")
     groups = group_runs(runs)
     out = options.out or options.folders[0]
     try:
@@ -56,8 +56,8 @@ def collect(options: argparse.Namespace) -> None:
             highlight=False,
         )
     console.print(
-        f"{len(runs)} runs in {len(groups)} groups: collected.csv, union.csv, summary.csv and "
-        f"fronts.png in {short_path(out)}",
+        f"Runs: {len(runs)}, groups: {len(groups)}. Written: collected.csv, union.csv, summary.csv "
+        f"and fronts.png in {short_path(out)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -126,7 +126,7 @@ def test_a_sweep_runs_every_job_and_its_fronts_are_collected(cli, tmp_path, laun
 
     collected = cli("sweep", "--out", "out", module="collect")
     assert collected.returncode == 0, collected.stderr
-    assert "4 runs in 2 groups" in collected.stdout
+    assert "Runs: 4, groups: 2." in collected.stdout
     summary = read(tmp_path / "out" / "summary.csv")
     assert [(row["group"], row["run"], row["device"], row["seed"]) for row in summary] == [
         ("1", "sweep/1", "edgegpu", "1"),
@@ -200,7 +200,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_resumes_it(cli, tmp_path):
     left_out = cli("sweep", module="collect")
     assert left_out.returncode == 2
     assert "Note: sweep/0 is left out, it was interrupted" in left_out.stdout
-    assert "None of the 1 runs below the folders has finished" in left_out.stderr
+    assert "No run below the folders has finished, unfinished: 1." in left_out.stderr
 
     done = lines(journal)
     assert done < 4000
@@ -232,7 +232,9 @@ def test_a_pre_empted_slurm_job_goes_on_where_it_was(cli, tmp_path, fake_slurm):
     whole = cli(*LONG, "seed=1", "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
     for name in ("pareto.csv", "evaluations.jsonl"):
-        assert (tmp_path / "sweep/0" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "sweep/0" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
 
 
 def test_the_slurm_command_of_the_page_asks_sbatch_for_what_it_says(cli, fake_slurm):

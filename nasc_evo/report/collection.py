@@ -212,7 +212,7 @@ def _read_reference(
         if not (reference > 0).all():
             raise ValueError("the reference point must be above 0")
         if document["problem"] != problem:
-            raise ValueError("it is of another problem than the manifest")
+            raise ValueError(f"it is of another problem than {MANIFEST}")
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise _damaged("front", path, error) from error
     return reference
