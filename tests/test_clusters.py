@@ -27,15 +27,15 @@ TABULAR = (
     "n_eval=40",
     "algorithm.pop_size=10",
 )
-LONG = (*TABULAR[:3], "n_eval=4000", "algorithm=random")
+LONG = (*TABULAR[:3], "n_eval=2000", "algorithm=random")
 """A search of some seconds, to be stopped on its way."""
 LAUNCHERS = ("basic", "joblib", "submitit_local")
 
 SLURM = {
     # starts a job, or the tasks of a job array, here; each again after `scontrol requeue`
     "sbatch": """
-cp "${!#}" "$FAKE_SLURM/script"
-range=$(sed -n 's/^#SBATCH --array=\\([0-9-]*\\).*/\\1/p' "$FAKE_SLURM/script")
+cp "${!#}" "$FAKE_SLURM/script-$$"
+range=$(sed -n 's/^#SBATCH --array=\\([0-9-]*\\).*/\\1/p' "$FAKE_SLURM/script-$$")
 for task in $(seq $(echo ${range:-0-0} | tr - ' ')); do
   (
     export SLURM_JOB_ID=$(($$ + task)) TASK=$task
@@ -44,8 +44,8 @@ for task in $(seq $(echo ${range:-0-0} | tr - ' ')); do
       export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task
       name=$$_$task
     fi
-    bash "$FAKE_SLURM/script"
-    while rm "$FAKE_SLURM/requeue-$name"; do bash "$FAKE_SLURM/script"; done
+    bash "$FAKE_SLURM/script-$$"
+    while rm "$FAKE_SLURM/requeue-$name"; do bash "$FAKE_SLURM/script-$$"; done
   ) > "$FAKE_SLURM/log-$task" 2>&1 &
 done
 echo "Submitted batch job $$"
@@ -186,6 +186,7 @@ def test_a_sweep_refuses_an_option_that_does_not_exist_before_its_first_run(cli,
     assert not (tmp_path / "sweep" / "0").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_and_the_same_command_resumes_it(cli, tmp_path):
     needs_data("hwnas/nb201_accuracy.npz")
     command = ("--multirun", *LONG, "seed=1,2", "resume=sweep")
@@ -203,7 +204,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_resumes_it(cli, tmp_path):
     assert "No run below the folders has finished, unfinished: 1." in left_out.stderr
 
     done = lines(journal)
-    assert done < 4000
+    assert done < 2000
     resumed = cli(*command)
     assert resumed.returncode == 0, resumed.stderr
     whole = cli("--multirun", *LONG, "seed=1,2", "hydra.sweep.dir=whole")
@@ -216,6 +217,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_resumes_it(cli, tmp_path):
     assert "cannot be resumed with another seed: it had 1, this command has 3" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_pre_empted_slurm_job_goes_on_where_it_was(cli, tmp_path, fake_slurm):
     needs_data("hwnas/nb201_accuracy.npz")
     slurm = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=240")
@@ -252,7 +254,8 @@ def test_the_slurm_command_of_the_page_asks_sbatch_for_what_it_says(cli, fake_sl
     result = cli(multirun, *overrides, "device=edgegpu", "seed=-1,-2", timeout=60)
     assert result.returncode == 2, result.stderr
     assert "Error: seed must be a whole number of at least 0, got -1." in result.stderr
-    asked = (fake_slurm / "script").read_text().splitlines()
+    (script,) = fake_slurm.glob("script-*")
+    asked = script.read_text().splitlines()
     for option in (
         "account=my_project",
         "array=0-1%2",
@@ -278,13 +281,15 @@ def test_a_launcher_that_is_not_installed_is_one_sentence(cli, tmp_path):
         )
 
 
-def test_the_dask_recipe_of_the_page_starts_workers(tmp_path, fake_slurm):
+def test_the_dask_recipe_of_the_page_starts_and_replaces_workers(tmp_path, fake_slurm, monkeypatch):
     from distributed import Client
 
     (code,) = re.findall(r"<!-- dask-recipe -->\n```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    recipe = code.replace("_jobs=4", "_jobs=1")
-    assert recipe.count("_jobs=1") == 2
+    assert "jobs=8" in code
+    assert "sleep(60)" in code
+    recipe = code.replace("jobs=8", "jobs=2").replace("sleep(60)", "sleep(0.5)")
     (tmp_path / "recipe.py").write_text(recipe)
+    monkeypatch.setenv("DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT", "1s")
     process = start(tmp_path, "recipe.py")
     try:
         address = process.stdout.readline().strip().removeprefix("parallel.address=")
@@ -294,9 +299,13 @@ def test_the_dask_recipe_of_the_page_starts_workers(tmp_path, fake_slurm):
             workers = client.scheduler_info()["workers"].values()
             assert [worker["nthreads"] for worker in workers] == [1, 1]
             assert client.submit(pow, 2, 10).result(timeout=60) == 1024
-        script = (fake_slurm / "script").read_text().splitlines()
-        assert {"#SBATCH -p cpu", "#SBATCH --cpus-per-task=8", "#SBATCH -t 04:00:00"} <= {*script}
-        assert "#SBATCH --mem=8G" in script
+            assert len(list(fake_slurm.glob("script-*"))) == 2
+            os.kill(client.submit(os.getppid).result(timeout=60), signal.SIGKILL)  # a job ends
+            wait_for(lambda: len(list(fake_slurm.glob("script-*"))) == 3, process)
+            client.wait_for_workers(2, timeout=120)
+        script = next(fake_slurm.glob("script-*")).read_text().splitlines()
+        assert {"#SBATCH -p cpu", "#SBATCH --cpus-per-task=4", "#SBATCH -t 04:00:00"} <= {*script}
+        assert "#SBATCH --mem=4G" in script
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
