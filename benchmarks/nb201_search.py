@@ -72,12 +72,9 @@ def pymoo_defaults(
 
 
 def random_search(problem: NASBench201Split, seed: int) -> list[Evaluation]:
-    """Genomes drawn uniformly."""
-    rng = np.random.default_rng(seed)
-    while len(problem.evaluations) < BUDGETS[-1]:
-        X = rng.integers(0, problem.space.sizes, (50, problem.space.n_var))
-        problem.assess(X, max_new=BUDGETS[-1] - len(problem.evaluations))
-    return list(problem.evaluations.values())
+    """`algorithm=random`."""
+    algorithm = create_algorithm("random", problem, seed=seed)
+    return run_search(problem, algorithm, BUDGETS[-1], seed=seed).evaluations
 
 
 def regularised_evolution(problem: NASBench201Split, seed: int) -> list[Evaluation]:

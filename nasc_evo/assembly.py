@@ -6,6 +6,7 @@ imported only when an evaluator is made.
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from nasc_evo.cost import Chain, CostTable, Link, Node
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.data import ImageDataset, get_dataset
 from nasc_evo.errors import UserError
+from nasc_evo.parallel import check_parallel, parallel_evaluator
 from nasc_evo.space import SPACES, ArchitectureSpace, SplitSpace
 from nasc_evo.supernet.score import Evaluator
 from nasc_evo.supernet.weights import find_weights, load_importance, read_manifest
@@ -103,31 +105,44 @@ def evaluator_factory(
     """
     if evaluator is not None and not isinstance(evaluator, (str, Mapping)):
         return evaluator, {}
-    given = {"name": evaluator} if isinstance(evaluator, str) else dict(evaluator or {})
-    name = given.pop("name", "supernet")
+    chosen = {"name": evaluator} if isinstance(evaluator, str) else dict(evaluator or {})
+    name = chosen.pop("name", "supernet")
     if name not in EVALUATORS:
         raise UserError(f"evaluator must be one of {', '.join(EVALUATORS)}, got '{name}'.")
     if name == "tabular":
         from nasc_evo.tabular import TabularEvaluator
 
-        if given:
-            raise UserError(f"The tabular evaluator has no options, got {', '.join(given)}.")
+        if chosen:
+            raise UserError(f"The tabular evaluator has no options, got {', '.join(chosen)}.")
         return TabularEvaluator(space, dataset), {}
-    options = {**load_group_option("evaluator", "supernet"), **given}
+    options = {**load_group_option("evaluator", "supernet"), **chosen}
     options.pop("name")
     weights = find_weights(space, dataset, options["weights"])
     read_manifest(weights, space, dataset)
     options["weights"] = weights
 
-    def make() -> Evaluator:
-        from nasc_evo.supernet.evaluation import SupernetEvaluator
+    return partial(supernet_evaluator, space, dataset, options), load_importance(weights)
 
-        try:
-            return SupernetEvaluator(space, dataset, **options)
-        except TypeError as error:
-            raise UserError(f"Unknown option of the supernet evaluator: {error}.") from error
 
-    return make, load_importance(weights)
+def supernet_evaluator(
+    space: ArchitectureSpace, dataset: ImageDataset, options: Mapping[str, Any]
+) -> Evaluator:
+    """Return a supernet evaluator; imports torch.
+
+    Raises:
+        UserError: If an option is unknown or out of range, or weights or images are damaged.
+    """
+    from nasc_evo.supernet.evaluation import SupernetEvaluator
+
+    try:
+        return SupernetEvaluator(space, dataset, **options)
+    except TypeError as error:
+        raise UserError(f"Unknown option of the supernet evaluator: {error}.") from error
+
+
+def given(evaluator: Any) -> Evaluator:
+    """Return an evaluator that exists already; what makes it in a worker, after pickling."""
+    return evaluator
 
 
 class Parts(NamedTuple):
@@ -135,8 +150,9 @@ class Parts(NamedTuple):
 
     space: SplitSpace
     chain: Chain
-    evaluator: Evaluator | Callable[[], Evaluator]
+    evaluator: Callable[[], Evaluator]
     dataset: ImageDataset
+    lossless: bool
 
 
 def assemble(
@@ -148,6 +164,7 @@ def assemble(
     dataset: str | Mapping[str, Any] | ImageDataset,
     evaluator: str | Mapping[str, Any] | Evaluator | None,
     chain: Mapping[str, Any] | None,
+    parallel: str | Mapping[str, Any],
     **genes: Any,
 ) -> Parts:
     """Return the parts of a problem from what a user would type.
@@ -160,22 +177,21 @@ def assemble(
         dataset: See :func:`build_dataset`.
         evaluator: See :func:`evaluator_factory`.
         chain: `{nodes, links, roles}` in place of device, link and server.
+        parallel: A name out of :data:`nasc_evo.parallel.BACKENDS`, or options `{name, ...}`.
         genes: Further arguments of :class:`SplitSpace`.
     """
     images = build_dataset(dataset)
     architecture = build_architecture(problem, images)
     chain = chain or {"nodes": [device, server], "links": [link], "roles": None}
     costs = build_chain(architecture, chain, image_bytes=images.image_bytes)
+    workers = check_parallel({"name": parallel} if isinstance(parallel, str) else parallel)
     made, importance = evaluator_factory(architecture, images, evaluator)
-    # no table knows what a mask or a quantiser does, and each network has figures of its own
-    fixed = getattr(made, "knows_whole_networks_only", False)
-    if fixed:
-        genes |= {"mask_groups": 1, "bits": (8,)}
-    space = SplitSpace(
-        architecture,
-        n_links=len(costs.links),
-        channel_importance=importance,
-        merge_equal_networks=not fixed,
-        **genes,
-    )
-    return Parts(space, costs, made, images)
+    lossless = getattr(made, "knows_whole_networks_only", False)
+    genes |= {"n_links": len(costs.links), "channel_importance": importance}
+    space = SplitSpace(architecture, **genes)
+    if lossless:
+        # no table knows what a mask or a quantiser does, and each network has figures of its own
+        genes |= {"mask_groups": 1, "bits": (8,), "merge_equal_networks": False}
+        space = SplitSpace(architecture, **genes)
+    make = partial(given, made) if hasattr(made, "evaluate") else made
+    return Parts(space, costs, partial(parallel_evaluator, make, workers), images, lossless)

@@ -6,6 +6,7 @@ unknown option, a mistake found by the program - ends as one sentence and a non-
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,23 @@ from nasc_evo.errors import UserError, one_line
 EXIT_USER_ERROR = 2
 EXIT_INFEASIBLE = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+TERMINATED = "terminated by SIGTERM"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a cluster takes the machine back; everything ends as after Ctrl-C, but sooner."""
+
+
+def end_on_sigterm() -> None:
+    """Turn the first SIGTERM into :class:`Terminated`; further ones are ignored."""
+
+    def terminate(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated(TERMINATED)
+
+    with contextlib.suppress(ValueError):  # a launcher runs the job outside the main thread
+        signal.signal(signal.SIGTERM, terminate)
 
 
 @dataclass
@@ -57,6 +75,7 @@ class RunConfig:
     dataset: Any = MISSING
     algorithm: Any = MISSING
     evaluator: Any = MISSING
+    parallel: Any = MISSING
     objectives: list[str] = MISSING
     limits: Limits = field(default_factory=Limits)
     allow_raw_offload: bool = MISSING
@@ -64,6 +83,9 @@ class RunConfig:
     mask_groups: Any = MISSING
     bits: list[int] = MISSING
     n_eval: int = MISSING
+    patience: int | None = None
+    max_time: Any = None
+    max_failed: Any = MISSING
     seed: int = MISSING
     rescore: Any = MISSING
     resume: str | None = None
@@ -81,6 +103,7 @@ class TruthConfig:
     chain: Any = MISSING
     dataset: Any = MISSING
     evaluator: Any = MISSING
+    parallel: Any = MISSING
     objectives: list[str] = MISSING
     limits: Limits = field(default_factory=Limits)
     allow_raw_offload: bool = MISSING
@@ -184,10 +207,12 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         """Run one job; a user's mistake ends this job, not the others of a sweep."""
         nonlocal started
         started = True
+        if not remote():  # a launcher has its own way with signals
+            end_on_sigterm()
         sentence = ""
         try:
             code = task(config)
-        except UserError as error:
+        except (UserError, OSError) as error:  # also a disk that is full, a folder that is gone
             if debug:
                 raise
             sentence = f"Error: {one_line(error)}"
@@ -208,9 +233,10 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(
             run
         )()
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        print("Terminated." if terminated else "Interrupted.", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
     except JobEnded as ended:
         print(ended.sentence, end="\n" * bool(ended.sentence), file=sys.stderr)
         sys.exit(ended.code)

@@ -18,7 +18,7 @@ from nasc_evo.cost import Chain, Costs
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, SplitSpace
 from nasc_evo.space.genome import DesignBatch
-from nasc_evo.supernet.score import Evaluator, Score
+from nasc_evo.supernet.score import Evaluator, Score, score_each
 
 METRICS = (
     "error",
@@ -46,6 +46,7 @@ class Evaluation:
         score: Correct images, or the reason of a failure.
         kept_channels: Channels sent at each cut.
         costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown.
+        refused: Whether a node cannot run the network, so that it was not scored.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Evaluation:
     score: Score
     kept_channels: tuple[int, ...]
     costs: dict[str, Any]
+    refused: bool = False
 
     @property
     def failed(self) -> bool:
@@ -80,11 +82,13 @@ class SplitProblem(Problem):
         objectives: Metrics to minimise, two or more different ones of :data:`METRICS`.
         limits: Upper limits of metrics; None is no limit. They become constraints, each scaled by
             its own value.
+        lossless: Whether nothing is lost on a link, so that the error does not depend on the cut.
 
     Attributes:
         on_evaluation: Called with each new evaluation as it happens, and whether its score was
             computed (rather than remembered from an earlier run).
-        evaluations: What was evaluated so far, by (phenotype key, split, images), in order.
+        evaluations: What was evaluated so far, by (phenotype key, split, images), in the order in
+            which it was asked for.
 
     Raises:
         UserError: If an objective or limit is unknown, out of range, or cannot be computed.
@@ -98,7 +102,9 @@ class SplitProblem(Problem):
         *,
         objectives: Sequence[str] = ("error", "latency_ms"),
         limits: Mapping[str, float | None] | None = None,
+        lossless: bool = False,
     ) -> None:
+        self.lossless = lossless
         self.space = space
         self.chain = chain
         self._evaluator = evaluator
@@ -111,6 +117,7 @@ class SplitProblem(Problem):
         self.on_evaluation: Callable[[Evaluation, bool], None] | None = None
         self.evaluations: dict[tuple[str, str, int], Evaluation] = {}
         self._known_scores: dict[tuple[str, str, int], Score] = {}
+        self._next_index = 0
         super().__init__(
             n_var=space.n_var,
             n_obj=len(self.objectives),
@@ -206,23 +213,30 @@ class SplitProblem(Problem):
         costs = self.costs(batch)
         (split, count) = next((key[1], key[2]) for key in new)
         refusals = self.chain.refusals(batch)
-        self._known_scores.update(
-            {key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]}
-        )
-        for key, score in self._scores(designs, new, split, count):
-            row = new[key]
-            evaluation = Evaluation(
-                index=len(self.evaluations),
-                genome=tuple(int(gene) for gene in X[row]),
-                design=designs[row],
-                split=split,
-                score=score,
-                kept_channels=tuple(batch.kept_channels[row].tolist()),
-                costs={name: _plain(values[row]) for name, values in costs.items()},
-            )
-            self.evaluations[key] = evaluation
-            if self.on_evaluation is not None:
-                self.on_evaluation(evaluation, key not in self._known_scores)
+        refused = {
+            key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]
+        }
+        first = self._next_index
+        self._next_index += len(new)
+        indices = {key: first + position for position, key in enumerate(new)}
+        found: dict[tuple[str, str, int], Evaluation] = {}
+        try:
+            for key, score in self._scores(designs, new, split, count, refused):
+                row = new[key]
+                found[key] = evaluation = Evaluation(
+                    index=indices[key],
+                    genome=tuple(int(gene) for gene in X[row]),
+                    design=designs[row],
+                    split=split,
+                    score=score,
+                    kept_channels=tuple(batch.kept_channels[row].tolist()),
+                    costs={name: _plain(values[row]) for name, values in costs.items()},
+                    refused=key in refused,
+                )
+                if self.on_evaluation is not None:
+                    self.on_evaluation(evaluation, key not in self._known_scores)
+        finally:  # in the order of the genomes, in whatever order the scores came
+            self.evaluations.update({key: found[key] for key in new if key in found})
 
     def _scores(
         self,
@@ -230,22 +244,23 @@ class SplitProblem(Problem):
         new: dict[tuple[str, str, int], int],
         split: str,
         count: int,
+        refused: dict[tuple[str, str, int], Score],
     ) -> Iterator[tuple[tuple[str, str, int], Score]]:
-        """Yield scores in the order of `new`: known ones at once, others by the evaluator."""
-        keys = list(new)
-        unknown = [key for key in keys if key not in self._known_scores]
-        computed: dict[int, Score] = {}
-        results = self.evaluator.evaluate([designs[new[key]] for key in unknown], split, count)
-        position = 0
-        for key in keys:
-            if key in self._known_scores:
-                yield key, self._known_scores[key]
-                continue
-            while position not in computed:
-                index, score = next(results)
-                computed[index] = score
-            yield key, computed.pop(position)
-            position += 1
+        """Yield refusals and known scores, then others as the evaluator has them."""
+        known = {key: refused.get(key) or self._known_scores.get(key) for key in new}
+        for key, remembered in known.items():
+            if remembered is not None:
+                yield key, remembered
+        unknown = [key for key, remembered in known.items() if remembered is None]
+        candidates = [designs[new[key]] for key in unknown]
+        for position, score in score_each(self.evaluator, candidates, split, count):
+            yield unknown[position], score
+
+    def close(self) -> None:
+        """End the workers of the evaluator, if it was used and has any."""
+        close = getattr(self.__dict__.get("evaluator"), "close", None)
+        if close is not None:
+            close()
 
     def remember(self, scores: Mapping[tuple[str, str, int], Score]) -> None:
         """Take over scores of an earlier run, by (phenotype key, split, images).
@@ -271,6 +286,28 @@ class SplitProblem(Problem):
             "node_ms": costs.node_ms,
             "links_ms": costs.links_ms,
         }
+
+    def cut_costs(self, batch: DesignBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what is known of a decoded population without scoring it.
+
+        Args:
+            batch: P designs.
+
+        Returns:
+            The objectives but the error, `[P, m]`, and the sum of the relative violations of the
+            limits but that of the error, `[P]`.
+        """
+        costs = self.costs(batch)
+        objectives = [costs[name] for name in self.objectives if name != "error"]
+        violations = [
+            np.maximum(costs[name] / limit - 1, 0)
+            for name, limit in self.limits.items()
+            if name != "error"
+        ]
+        return (
+            np.column_stack(objectives).astype(float),
+            np.sum(violations, axis=0) if violations else np.zeros(len(batch)),
+        )
 
     def objective_values(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
         """Return F, `[n, objectives]`."""
@@ -363,6 +400,20 @@ class SplitProblem(Problem):
     def fastest_design(self) -> Design | None:
         """Return the design of the lowest latency in the space, if the problem knows it exactly."""
         return None
+
+    def out_of_reach(self) -> str | None:
+        """Return why no design meets the latency limit; None if one does, or none is known."""
+        limit = self.limits.get("latency_ms")
+        fastest = self.fastest_design()
+        if limit is None or fastest is None:
+            return None
+        batch = self.space.decode_batch(self.space.encode(fastest)[None])
+        lowest = float(self.costs(batch)["latency_ms"][0])
+        if lowest <= limit:
+            return None
+        return (
+            f"even the fastest design of the space takes {lowest:.4g} ms, the limit is {limit:g} ms"
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what defines the problem: a run is resumed only with an equal description."""

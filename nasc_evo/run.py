@@ -8,6 +8,9 @@ from nasc_evo.errors import UserError
 from nasc_evo.hydra_app import (
     EXIT_INFEASIBLE,
     EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    TERMINATED,
+    Terminated,
     check_filled,
     instantiate,
     is_sweep,
@@ -22,31 +25,55 @@ def main() -> None:
 
 def run(config: Any) -> int:
     """Run one search with a composed configuration; return the exit code."""
+    from contextlib import closing
+
+    from nasc_evo.search.final import check_rescore
+    from nasc_evo.search.loop import Budget, check_whole, parse_time
+
+    check_problems_package()
+    check_filled(config)
+    check_rescore(config.rescore)
+    check_whole("seed", config.seed, 0)
+    budget = Budget(config.n_eval, config.patience, parse_time(config.max_time), config.max_failed)
+    with closing(instantiate(config.problem)) as problem:
+        return search_and_report(config, problem, budget)
+
+
+def search_and_report(config: Any, problem: Any, budget: Any) -> int:
+    """Search, write the output folder, print the result; return the exit code.
+
+    Args:
+        config: The composed configuration.
+        problem: The :class:`nasc_evo.problem.SplitProblem`.
+        budget: The :class:`nasc_evo.search.loop.Budget`.
+    """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from nasc_evo.report.display import SearchDisplay, create_console, short_path
     from nasc_evo.report.files import read_truth
-    from nasc_evo.search.algorithms import create_algorithm
-    from nasc_evo.search.final import check_rescore, final_result
+    from nasc_evo.search.algorithms import algorithm_options, create_algorithm
+    from nasc_evo.search.final import final_result
     from nasc_evo.search.folder import MANIFEST, RunFolder
-    from nasc_evo.search.loop import check_budget, run_search
+    from nasc_evo.search.loop import run_search
 
-    check_problems_package()
     console = create_console()
-    check_filled(config)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    check_rescore(resolved["rescore"])
-    check_budget(config.n_eval, config.seed)
-    problem = instantiate(config.problem)
     truth = None if config.truth is None else read_truth(config.truth, problem)
-    options = dict(resolved["algorithm"])
-    algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
+    name = resolved["algorithm"].pop("name")
+    options = algorithm_options(problem, name, resolved["algorithm"])
+    algorithm = create_algorithm(name, problem, options, seed=config.seed)
+    resolved["algorithm"] = {"name": name, **options}
     identity = {
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],
         "seed": config.seed,
         "n_eval": config.n_eval,
+        "patience": config.patience,
         "rescore": resolved["rescore"],
     }
     path = Path(HydraConfig.get().runtime.output_dir)
@@ -61,12 +88,14 @@ def run(config: Any) -> int:
         overrides=list(HydraConfig.get().overrides.task),
     )
     shown = short_path(path)
-    interrupted = False
+    exit_code = 0
     try:
         problem.remember(folder.journal.scores)
-        console.print(f"Writing to {shown}", highlight=False, soft_wrap=True)
-        out_of_reach = _out_of_reach(problem)
-        display = SearchDisplay(problem, 1 if out_of_reach else config.n_eval, console)
+        say(f"Writing to {shown}{_where(problem)}")
+        out_of_reach = problem.out_of_reach()
+        if out_of_reach:
+            budget = replace(budget, n_eval=1)
+        display = SearchDisplay(problem, budget.n_eval, console)
 
         def on_evaluation(evaluation: Any, computed: bool) -> None:
             if computed:
@@ -76,7 +105,6 @@ def run(config: Any) -> int:
 
         problem.on_evaluation = on_evaluation
         with display:
-            budget = 1 if out_of_reach else config.n_eval
             search = run_search(problem, algorithm, budget, seed=config.seed)
         if out_of_reach:
             search = replace(search, stop_reason=out_of_reach)
@@ -85,8 +113,6 @@ def run(config: Any) -> int:
             raise UserError(
                 f"All {len(failed)} evaluations failed; the first said: {failed[0].score.message}."
             )
-        interrupted = search.interrupted
-        phase = lambda text: console.print(text + " ...", highlight=False, soft_wrap=True)  # noqa: E731
         try:
             problem.on_evaluation = lambda e, computed: (
                 folder.journal.append(e) if computed else None
@@ -95,17 +121,19 @@ def run(config: Any) -> int:
                 problem,
                 search.evaluations,
                 rescore=resolved["rescore"],
-                interrupted=interrupted,
-                on_phase=phase,
+                interrupted=search.interrupted,
+                on_phase=lambda text: say(text + " ..."),
             )
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as error:
+            search = replace(
+                search, interrupted=True, stop_reason=str(error) or "interrupted by the user"
+            )
             result = final_result(problem, search.evaluations, interrupted=True)
         _write(console, path, problem, search, result, truth)
         folder.finish(
             {
                 "stop_reason": search.stop_reason,
-                "interrupted": interrupted,
+                "interrupted": search.interrupted,
                 "evaluations": len(search.evaluations),
                 "front": len(result.front),
                 "hypervolume": result.hypervolume,
@@ -114,18 +142,23 @@ def run(config: Any) -> int:
         )
     finally:
         folder.close()
-    console.print(
-        f"Search ended: {search.stop_reason}. Results: {shown}", highlight=False, soft_wrap=True
-    )
-    if interrupted:
+    say(f"Search ended: {search.stop_reason}. Results: {shown}")
+    if search.interrupted:
         again = short_path(path.parent) if is_sweep() else shown
-        console.print(
-            f"Continue with the same command and resume={again}", highlight=False, soft_wrap=True
-        )
-        if is_sweep():
-            raise KeyboardInterrupt  # the user meant the sweep, not only this job of it
-        return EXIT_INTERRUPTED
-    return 0 if result.front else EXIT_INFEASIBLE
+        say(f"Continue with the same command and resume={again}")
+        terminated = search.stop_reason == TERMINATED
+        if is_sweep():  # the user meant the sweep, not only this job of it
+            raise Terminated if terminated else KeyboardInterrupt
+        exit_code = EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+    elif not result.front:
+        exit_code = EXIT_INFEASIBLE
+    return exit_code
+
+
+def _where(problem: Any) -> str:
+    """Return on which workers designs are scored, as the end of a sentence."""
+    pool = getattr(problem.evaluator, "pool", None)
+    return "" if pool is None else f", on {pool.where}"
 
 
 def check_problems_package() -> None:
@@ -137,19 +170,6 @@ def check_problems_package() -> None:
             f"The folder {Path(problems.__file__ or '.').parent} hides the package 'problems' of "
             "nasc_evo; rename it or start from another folder."
         )
-
-
-def _out_of_reach(problem: Any) -> str | None:
-    """Return why no search can meet the latency limit, None unless the space itself cannot."""
-    limit = problem.limits.get("latency_ms")
-    fastest = problem.fastest_design()
-    if limit is None or fastest is None:
-        return None
-    batch = problem.space.decode_batch(problem.space.encode(fastest)[None])
-    lowest = float(problem.costs(batch)["latency_ms"][0])
-    if lowest <= limit:
-        return None
-    return f"even the fastest design of the space takes {lowest:.4g} ms, the limit is {limit:g} ms"
 
 
 def _write(

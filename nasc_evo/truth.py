@@ -36,7 +36,9 @@ def run(config: Any) -> int:
     seconds = time.perf_counter() - start
     console = Console()
     if not front:
-        console.print("No design of the space meets the limits.")
+        reason = problem.out_of_reach()
+        why = "" if reason is None else f": {reason}"
+        console.print(f"No design of the space meets the limits{why}.", soft_wrap=True)
         return EXIT_INFEASIBLE
     result = final_result(problem, front, rescore="all")
     search = SearchResult(front, 0, "every architecture was looked at with every cut")

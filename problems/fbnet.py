@@ -32,6 +32,8 @@ class FBNetSplit(SplitProblem):
         min_device_blocks: Fewest blocks on the device otherwise; no privacy guarantee.
         mask_groups: Channel groups at a cut, or `"channels"`.
         bits: Widths of the quantiser to choose from.
+        parallel: `serial`, `loky`, `dask`, `ray`, or `{name, n_jobs, chunk, address}`; see
+            :mod:`nasc_evo.parallel`. End the workers with :meth:`close`.
 
     Raises:
         UserError: If an argument is unknown or out of range, or files are missing or damaged.
@@ -52,6 +54,7 @@ class FBNetSplit(SplitProblem):
         min_device_blocks: int = 2,
         mask_groups: int | str = 8,
         bits: Sequence[int] = (4, 6, 8),
+        parallel: str | Mapping[str, Any] = "serial",
     ) -> None:
         parts = assemble(
             "fbnet",
@@ -61,13 +64,19 @@ class FBNetSplit(SplitProblem):
             dataset=dataset,
             evaluator=evaluator,
             chain=chain,
+            parallel=parallel,
             mask_groups=mask_groups,
             bits=bits,
             allow_raw_offload=allow_raw_offload,
             min_device_blocks=min_device_blocks,
         )
         super().__init__(
-            parts.space, parts.chain, parts.evaluator, objectives=objectives, limits=limits
+            parts.space,
+            parts.chain,
+            parts.evaluator,
+            objectives=objectives,
+            limits=limits,
+            lossless=parts.lossless,
         )
         self.dataset = parts.dataset
 

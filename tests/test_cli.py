@@ -21,7 +21,10 @@ from nasc_evo.search.algorithms import create_algorithm
 from nasc_evo.space import NASBench201Space
 from tests.conftest import FAST_OPTIONS, needs_data
 
-GROUPS = ("algorithm", "chain", "dataset", "device", "evaluator", "link", "problem", "server")
+GROUPS = (
+    *("algorithm", "chain", "dataset", "device", "evaluator", "link", "parallel", "problem"),
+    "server",
+)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -207,6 +210,11 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
         (["device=table", "device.path=none.csv"], "There is no cost table file none.csv"),
         (["resume=nowhere"], "is no folder of an earlier run"),
         (["rescore=some"], "rescore must be a positive whole number or 'all', got 'some'"),
+        (["parallel=spark"], "There is no parallel 'spark'; available are dask, loky, ray, serial"),
+        (["parallel=loky", "parallel.n_jobs=0"], "parallel.n_jobs must be a positive whole number"),
+        (["max_time=soon"], "max_time must be a time such as 2h, 1h30m or 90s, got 'soon'"),
+        (["max_failed=2"], "max_failed must be a number in 0..1, got 2"),
+        (["patience=0"], "patience must be a whole number of at least 1, got 0"),
         (["seed=-1"], "seed must be a whole number of at least 0, got -1"),
         (["n_eval"], "n_eval"),
         (["=3"], "must be a string"),
@@ -301,7 +309,7 @@ def test_the_exact_front_under_impossible_limits_ends_with_3(cli):
     needs_data("hwnas/nb201_accuracy.npz")
     result = cli("limits.latency_ms=1e-6", module="truth")
     assert result.returncode == 3
-    assert "No design of the space meets the limits" in result.stdout
+    assert "No design of the space meets the limits: even the fastest design of" in result.stdout
 
 
 def test_tabular_accuracies_of_another_problem_are_refused(cli):

@@ -225,7 +225,8 @@ def test_a_pre_empted_slurm_job_goes_on_where_it_was(cli, tmp_path, fake_slurm):
     process = start(tmp_path, "-m", "nasc_evo.run", *command)
     journal = tmp_path / "sweep" / "0" / "evaluations.jsonl"
     wait_for(lambda: lines(journal) >= 50, process)
-    os.kill(int((fake_slurm / "pid-0").read_text()), signal.SIGUSR2)  # as SLURM announces it
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # as SLURM announces it
+        os.kill(int((fake_slurm / "pid-0").read_text()), number)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     log = (fake_slurm / "log-0").read_text()

@@ -69,6 +69,16 @@ class ImageDataset(ABC):
             raise UserError(f"A data set's geometry must be 32 or 224, got {geometry}.")
         self.geometry = geometry
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled for a worker: not the images, which it loads itself."""
+        kept = [
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        ]
+        return {name: value for name, value in vars(self).items() if name not in kept}
+
     @property
     def n_classes(self) -> int:
         """Number of classes."""

@@ -1,5 +1,7 @@
 """What a run shows while it works: a progress bar in a terminal, plain lines elsewhere."""
 
+import math
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,8 @@ from nasc_evo.search.indicators import hypervolume, non_dominated
 from nasc_evo.supernet.progress import TrainingProgress
 
 PLAIN_SECONDS = 10.0
+HEARTBEAT_SECONDS = 30.0
+REFRESH_SECONDS = 0.2
 
 
 def short_path(path: Path) -> str:
@@ -56,11 +60,26 @@ class ProgressDisplay:
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task(title, total=total, completed=completed, state="")
+        self.line = f"{title}: nothing has ended yet"
+        self.ended = threading.Event()
+        self.heartbeat = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
         """Start showing."""
         self.progress.start()
+        if not self.console.is_terminal:
+            self.heartbeat.start()
         return self
+
+    def _beat(self) -> None:
+        """Print the last line again where nothing was printed for a while: the run is alive."""
+        while not self.ended.wait(HEARTBEAT_SECONDS / 6):
+            silent = time.monotonic() - self.shown
+            if silent >= HEARTBEAT_SECONDS:
+                self.shown = time.monotonic()
+                minutes = (self.shown - self.started) / 60
+                line = f"{self.line}; working for {minutes:.1f} min"
+                self.console.print(line, highlight=False, soft_wrap=True)
 
     def __exit__(
         self,
@@ -69,10 +88,12 @@ class ProgressDisplay:
         trace: TracebackType | None,
     ) -> None:
         """Stop showing."""
+        self.ended.set()
         self.progress.stop()
 
     def show(self, completed: int, state: str, line: str, *, now: bool = False) -> None:
         """Show `state` in the bar, or print `line` if it is time for one or `now` is set."""
+        self.line = line
         if self.console.is_terminal:
             self.progress.update(self.task, completed=completed, state=state)
         elif now or time.monotonic() - self.shown >= PLAIN_SECONDS:
@@ -94,14 +115,21 @@ class SearchDisplay(ProgressDisplay):
         self.problem = problem
         self.reference = np.array([problem.reference_point[name] for name in problem.objectives])
         self.front: list[Evaluation] = []
+        self.new: list[Evaluation] = []
         self.done = 0
         self.computed = 0
+        self.refreshed = -math.inf
 
     def add(self, evaluation: Evaluation, computed: bool) -> None:
         """Take note of one evaluation of the search."""
         self.done += 1
         self.computed += computed
-        self.front = non_dominated(self.problem, [*self.front, evaluation])
+        self.new.append(evaluation)
+        if self.done < self.total and time.monotonic() - self.refreshed < REFRESH_SECONDS:
+            return
+        self.refreshed = time.monotonic()
+        self.front = non_dominated(self.problem, [*self.front, *self.new])
+        self.new.clear()
         state = self.state()
         line = f"{self.done}/{self.total} evaluations, {state}, {self.time_left()}"
         self.show(self.done, state, line, now=self.done == self.total)

@@ -17,7 +17,7 @@ from nasc_evo.search import operators
 OPTIONS = ("crossover", "crossover_rate", "cut_rate", "bits_rate", "best_cut_rate")
 DEFAULTS: dict[str, Any] = {"pop_size": 40, "crossover_rate": 0.9, "best_cut_rate": 0.0}
 LOSSLESS_DEFAULTS: dict[str, Any] = {"pop_size": 20, "crossover_rate": 0.15, "best_cut_rate": 0.9}
-"""Where mask and bits are no genes: genes are few, and the error does not depend on the cut."""
+"""Where nothing is lost on a link: the error does not depend on the cut, and genes are few."""
 ALGORITHMS = ("nsga2", "nsga3", "agemoea", "moead", "random")
 
 
@@ -51,6 +51,40 @@ def feasible_first(
     return P[np.arange(len(P)), winner][:, None]
 
 
+def algorithm_options(
+    problem: SplitProblem, name: str, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the options of an algorithm with every default filled in.
+
+    Args:
+        problem: What it will solve.
+        name: One of :data:`ALGORITHMS`.
+        options: `pop_size`, and :data:`OPTIONS` of :func:`nasc_evo.search.operators.for_space`.
+            What is None takes its value from :data:`DEFAULTS`, or from :data:`LOSSLESS_DEFAULTS`
+            where the problem is lossless. Random search leaves the cut to chance everywhere.
+
+    Raises:
+        UserError: If name or an option is unknown, or the size of the population out of range.
+    """
+    if name not in ALGORITHMS:
+        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
+    unknown = sorted(set(options or {}) - {"pop_size", *OPTIONS})
+    if unknown:
+        raise UserError(
+            f"The algorithm {name} has no option '{unknown[0]}'; it has pop_size, "
+            f"{', '.join(OPTIONS)}."
+        )
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    lossless = problem.lossless and name != "random"
+    values = {**(LOSSLESS_DEFAULTS if lossless else DEFAULTS), **given}
+    pop_size = values["pop_size"]
+    if not isinstance(pop_size, int) or isinstance(pop_size, bool) or pop_size < 4:
+        raise UserError(
+            f"algorithm.pop_size must be a whole number of at least 4, got {pop_size!r}."
+        )
+    return values
+
+
 def create_algorithm(
     name: str, problem: SplitProblem, options: Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> Any:
@@ -59,34 +93,17 @@ def create_algorithm(
     Args:
         name: One of :data:`ALGORITHMS`.
         problem: What it will solve.
-        options: `pop_size`, and `crossover`, `crossover_rate`, `cut_rate`, `bits_rate`,
-            `best_cut_rate` of :func:`nasc_evo.search.operators.for_space`. What is None takes its
-            value from :data:`DEFAULTS`, or from :data:`LOSSLESS_DEFAULTS` where mask and bits are
-            no genes.
+        options: See :func:`algorithm_options`.
         seed: Of the reference directions of nsga3 and moead.
 
     Raises:
         UserError: If name or an option is unknown or out of range, or the algorithm cannot solve
             this problem.
     """
-    if name not in ALGORITHMS:
-        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
-    lossless = problem.space.n_mask == 0 and len(problem.space.bits_genes) == 0
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    values = {**(LOSSLESS_DEFAULTS if lossless else DEFAULTS), **given}
+    values = algorithm_options(problem, name, options)
     pop_size = values.pop("pop_size")
-    if not isinstance(pop_size, int) or isinstance(pop_size, bool) or pop_size < 4:
-        raise UserError(
-            f"algorithm.pop_size must be a whole number of at least 4, got {pop_size!r}."
-        )
-    unknown = sorted(set(values) - set(OPTIONS))
-    if unknown:
-        raise UserError(
-            f"The algorithm {name} has no option '{unknown[0]}'; it has pop_size, "
-            f"{', '.join(OPTIONS)}."
-        )
     parts = operators.for_space(
-        problem.space, chain=problem.chain, first=problem.fastest_design(), **values
+        problem.space, cut_costs=problem.cut_costs, first=problem.fastest_design(), **values
     )
     if name == "random":
         return RandomSearch(pop_size=pop_size, **parts)
@@ -112,10 +129,12 @@ def create_algorithm(
 
         selection = TournamentSelection(func_comp=feasible_first)
         return NSGA3(ref_dirs=directions, pop_size=pop_size, selection=selection, **parts)
-    if problem.limits:
+    if problem.n_ieq_constr:
+        limited = [f"limits.{name}" for name in problem.limits]
+        refusing = ["the machine that cannot run every network"] * problem.chain.may_refuse
         raise UserError(
             "algorithm=moead takes no limits, since pymoo's MOEA/D has no constraints; remove "
-            f"limits.{next(iter(problem.limits))} or use algorithm=nsga2."
+            f"{' and '.join(limited + refusing)} or use algorithm=nsga2."
         )
     from pymoo.algorithms.moo.moead import ParallelMOEAD
 

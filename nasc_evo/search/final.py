@@ -62,7 +62,8 @@ class FinalResult:
         images: Number of images that scored the front.
         references: All local and raw offload of the most accurate and the fastest architecture.
         hypervolume: Of the front, as a share of the box up to the reference point.
-        recommended: Index into `front` of the recommended design, None if it is empty.
+        recommended: Index into `front` of the recommended design, one that is better than guessing
+            where there is one; None if the front is empty.
         reason: Why that one.
         least_infeasible: The design nearest to the limits if the front is empty.
         rescored: Whether the front was scored on the whole split.
@@ -140,7 +141,9 @@ def final_result(
         references = reference_designs(problem, evaluations, front)
     F = problem.objective_values(front)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
-    best = knee(F)
+    guess = 1 - 1 / problem.space.architecture.n_classes
+    useful = [i for i, e in enumerate(front) if e.score.error < guess] or range(len(front))
+    best = int(useful[knee(F[list(useful)])])
     return FinalResult(
         front=[FrontDesign(ids[e.design.key], e, tests.get(e.design.key)) for e in front],
         images=front[0].score.images,

@@ -84,6 +84,9 @@ class RunFolder:
                 self._write_hydra(config, overrides)
                 self._write_manifest()
             self.journal = Journal(path / JOURNAL)
+        except OSError as error:
+            self._lock.release()
+            raise UserError(f"The folder {path} cannot be written ({one_line(error)}).") from error
         except BaseException:
             self._lock.release()
             raise

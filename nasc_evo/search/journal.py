@@ -35,6 +35,10 @@ class Journal:
     Args:
         path: The file; its folder exists.
 
+    Attributes:
+        scores: What an existing file holds, but failures.
+        failures: The failures it holds.
+
     Raises:
         UserError: If an existing file has a damaged line before its last.
     """
@@ -42,6 +46,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.scores: dict[ScoreKey, Score] = {}
+        self.failures: set[ScoreKey] = set()
         end = 0
         if path.exists():
             end = self._read()
@@ -71,7 +76,10 @@ class Journal:
                 )
                 if not valid:
                     raise ValueError("a field has a wrong type or range")
-                self.scores[key] = Score(correct, key[2], str(record["message"]))
+                if correct is None:  # will be tried again
+                    self.failures.add(key)
+                else:
+                    self.scores[key] = Score(correct, key[2])
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(
                     f"Line {number} of the journal {self.path} is damaged ({one_line(error)}); "
@@ -80,11 +88,14 @@ class Journal:
         return end
 
     def append(self, evaluation: Evaluation) -> None:
-        """Write one evaluation and flush.
+        """Write one evaluation and flush; a failure that the file holds already is not repeated.
 
         Raises:
             UserError: If the disk is full or the file cannot be written.
         """
+        key = (evaluation.design.key, evaluation.split, evaluation.score.images)
+        if evaluation.failed and key in self.failures:
+            return
         line = json.dumps(to_record(evaluation), allow_nan=False, separators=(",", ":"))
         try:
             self._file.write(line.encode() + b"\n")
@@ -94,8 +105,6 @@ class Journal:
                 f"The journal {self.path} cannot be written ({one_line(error)}); everything up to "
                 "here is kept: make room and resume."
             ) from error
-        score = evaluation.score
-        self.scores[(evaluation.design.key, evaluation.split, score.images)] = score
 
     def close(self) -> None:
         """Close the file; every line was flushed when it was appended."""

@@ -5,9 +5,11 @@ genes as what they are: categories (operations, bits), an ordered cut, and a set
 Every child they produce is a genome of the space.
 """
 
+from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any
 
+import moocore
 import numpy as np
 from numpy.typing import NDArray
 from pymoo.core.crossover import Crossover
@@ -17,11 +19,12 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.sampling import Sampling
 
-from nasc_evo.cost import Chain
 from nasc_evo.errors import UserError
-from nasc_evo.space import Design, SplitSpace
+from nasc_evo.space import Design, DesignBatch, SplitSpace
 
 CROSSOVERS = ("uniform", "two_point")
+CutCosts = Callable[[DesignBatch], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Cost objectives `[P, m]` and sums of limit violations `[P]` of a decoded population."""
 
 
 def for_space(
@@ -32,7 +35,7 @@ def for_space(
     cut_rate: float = 0.3,
     bits_rate: float = 0.2,
     best_cut_rate: float = 0.0,
-    chain: Chain | None = None,
+    cut_costs: CutCosts | None = None,
     first: Design | None = None,
 ) -> dict[str, Any]:
     """Return fresh sampling, crossover, mutation and duplicate elimination for an algorithm.
@@ -45,16 +48,16 @@ def for_space(
         crossover_rate: Probability that two parents are crossed before mutation.
         cut_rate: Probability that a mutation moves a cut by one step.
         bits_rate: Probability that a mutation draws the bits anew.
-        best_cut_rate: Probability that a genome moves to the cuts of the lowest latency for its
-            architecture, mask and bits; needs `chain`.
-        chain: Costs of the problem.
+        best_cut_rate: Probability that a genome moves to the best cuts for its architecture, mask
+            and bits; needs `cut_costs`.
+        cut_costs: Costs of the problem, :meth:`nasc_evo.problem.SplitProblem.cut_costs`.
         first: A design to begin the initial population with.
     """
-    fast_cuts = FastCuts(space, chain, best_cut_rate)
+    best_cuts = BestCuts(space, cut_costs, best_cut_rate)
     return {
-        "sampling": SplitSampling(space, first, fast_cuts),
+        "sampling": SplitSampling(space, first, best_cuts),
         "crossover": SplitCrossover(space, crossover, crossover_rate),
-        "mutation": SplitMutation(space, cut_rate, bits_rate, fast_cuts),
+        "mutation": SplitMutation(space, cut_rate, bits_rate, best_cuts),
         "eliminate_duplicates": PhenotypeDuplicates(space),
     }
 
@@ -104,43 +107,49 @@ def keep_valid(space: SplitSpace, X: NDArray[np.int64]) -> NDArray[np.int64]:
     return X
 
 
-class FastCuts:
-    """Moves some genomes to the cuts of the lowest end-to-end latency.
+class BestCuts:
+    """Moves some genomes to the best cuts for their architecture, masks and bits.
 
-    Costs are known without scoring a network, so that trying every cut is nearly free.
+    Costs are known without scoring a network, so that trying every cut is nearly free. Among the
+    cuts with the smallest violation of the limits, one that no other dominates is drawn.
 
     Args:
         space: Genomes.
-        chain: Costs.
+        costs: What is known without a score; see
+            :meth:`nasc_evo.problem.SplitProblem.cut_costs`.
         rate: Probability that a genome is moved.
 
     Raises:
         UserError: If the rate is no probability, or above 0 without costs.
     """
 
-    def __init__(self, space: SplitSpace, chain: Chain | None, rate: float) -> None:
+    def __init__(self, space: SplitSpace, costs: CutCosts | None, rate: float) -> None:
         check_rate("best_cut_rate", rate)
-        if rate > 0 and chain is None:
-            raise UserError(f"best_cut_rate={rate} needs the chain of the problem.")
+        if rate > 0 and costs is None:
+            raise UserError(f"best_cut_rate={rate} needs the costs of the problem.")
         self.space = space
-        self.chain = chain
+        self.costs = costs
         self.rate = rate
         choices = range(len(space.cut_choices))
         self.cuts = np.array(list(combinations_with_replacement(choices, space.n_links)))
 
     def __call__(self, X: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return `X` `[P, n_var]` with some rows moved; draws nothing at rate 0."""
-        if self.rate == 0 or self.chain is None:
+        if self.rate == 0 or self.costs is None:
             return X
         moved = np.flatnonzero(rng.random(len(X)) < self.rate)
         if not len(moved):
             return X
-        tried = np.repeat(X[moved], len(self.cuts), axis=0)
+        n = len(self.cuts)
+        tried = np.repeat(X[moved], n, axis=0)
         tried[:, self.space.cut_genes] = np.tile(self.cuts, (len(moved), 1))
         keep_valid(self.space, tried)
-        latency_ms = self.chain.evaluate(self.space.decode_batch(tried)).latency_ms
-        best = latency_ms.reshape(len(moved), -1).argmin(axis=1)
-        X[moved] = tried.reshape(len(moved), len(self.cuts), -1)[np.arange(len(moved)), best]
+        objectives, violations = self.costs(self.space.decode_batch(tried))
+        for i, row in enumerate(moved):
+            mine = slice(i * n, (i + 1) * n)
+            allowed = np.flatnonzero(violations[mine] == violations[mine].min())
+            best = allowed[moocore.is_nondominated(objectives[mine][allowed], keep_weakly=False)]
+            X[row] = tried[mine][best[rng.integers(len(best))]]
         return X
 
 
@@ -148,12 +157,12 @@ class SplitSampling(Sampling):
     """Random genomes of a space, see :func:`random_genomes`."""
 
     def __init__(
-        self, space: SplitSpace, first: Design | None = None, fast_cuts: FastCuts | None = None
+        self, space: SplitSpace, first: Design | None = None, best_cuts: BestCuts | None = None
     ) -> None:
         super().__init__()
         self.space = space
         self.first = first
-        self.fast_cuts = fast_cuts
+        self.best_cuts = best_cuts
 
     def _do(
         self,
@@ -164,8 +173,8 @@ class SplitSampling(Sampling):
         **kwargs: Any,
     ) -> NDArray[np.int64]:
         X = random_genomes(self.space, n_samples, random_state)
-        if self.fast_cuts is not None:
-            X = self.fast_cuts(X, random_state)
+        if self.best_cuts is not None:
+            X = self.best_cuts(X, random_state)
         if self.first is not None and n_samples > 0:
             X[0] = self.space.encode(self.first)
         return X
@@ -217,7 +226,7 @@ class SplitMutation(Mutation):
 
     Architecture genes are drawn anew with rate 1 / (number of them), mask genes flipped with rate
     1 / (number of groups at the cut), cuts moved by one step, bits drawn anew. Some children then
-    move to their fastest cut (which may be a step back).
+    move to one of their best cuts (which may be a step back).
     """
 
     def __init__(
@@ -225,7 +234,7 @@ class SplitMutation(Mutation):
         space: SplitSpace,
         cut_rate: float = 0.3,
         bits_rate: float = 0.2,
-        fast_cuts: FastCuts | None = None,
+        best_cuts: BestCuts | None = None,
     ) -> None:
         super().__init__(prob=1.0)
         check_rate("cut_rate", cut_rate)
@@ -233,7 +242,7 @@ class SplitMutation(Mutation):
         self.space = space
         self.cut_rate = cut_rate
         self.bits_rate = bits_rate
-        self.fast_cuts = fast_cuts
+        self.best_cuts = best_cuts
 
     def _do(
         self,
@@ -249,7 +258,7 @@ class SplitMutation(Mutation):
             while np.array_equal(child, parent):
                 self._mutate(child, random_state)
                 keep_valid(self.space, child[None])
-        return children if self.fast_cuts is None else self.fast_cuts(children, random_state)
+        return children if self.best_cuts is None else self.best_cuts(children, random_state)
 
     def _mutate(self, x: NDArray[np.int64], rng: np.random.Generator) -> None:
         space = self.space

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nasc_evo.data.images import ImageDataset
-from nasc_evo.errors import UserError, one_line
+from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import Calibration, Unit
@@ -189,10 +189,7 @@ class SupernetEvaluator:
             raise UserError(f"images must be in 1..{available} for {split}, got {images}.")
         torch.set_num_threads(self.threads)
         for index, design in enumerate(designs):
-            try:
-                yield index, self.score(design, split, images)
-            except (RuntimeError, FloatingPointError) as error:
-                yield index, Score(None, images, one_line(error))
+            yield index, self.score(design, split, images)
 
     @torch.inference_mode()
     def score(self, design: Design, split: str, images: int) -> Score:

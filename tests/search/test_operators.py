@@ -5,13 +5,15 @@ from hypothesis import strategies as st
 from pymoo.core.population import Population
 
 from nasc_evo.errors import UserError
-from nasc_evo.search.algorithms import create_algorithm
+from nasc_evo.problem import SplitProblem
+from nasc_evo.search.algorithms import algorithm_options, create_algorithm
 from nasc_evo.search.operators import (
-    FastCuts,
+    BestCuts,
     PhenotypeDuplicates,
     SplitCrossover,
     SplitMutation,
     SplitSampling,
+    keep_valid,
     random_genomes,
 )
 from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
@@ -135,7 +137,7 @@ def test_genomes_move_to_the_cuts_of_the_lowest_latency(n_nodes):
     problem = FBNetSplit(evaluator=FAST, chain=chain)
     space, rng = problem.space, np.random.default_rng(0)
     X = random_genomes(space, 6, rng)
-    moved = FastCuts(space, problem.chain, 1.0)(X.copy(), rng)
+    moved = BestCuts(space, problem.cut_costs, 1.0)(X.copy(), rng)
     others = np.setdiff1d(np.arange(space.n_var), [*space.cut_genes, *space.mask_genes.ravel()])
     assert np.array_equal(moved[:, others], X[:, others])
     lowest = problem.costs(space.decode_batch(moved))["latency_ms"]
@@ -148,12 +150,40 @@ def test_genomes_move_to_the_cuts_of_the_lowest_latency(n_nodes):
             assert (lowest <= latency_ms + 1e-9).all()
 
 
+def test_genomes_move_to_undominated_cuts_within_the_limits():
+    problem = FBNetSplit(
+        "raspi4",
+        evaluator=FAST,
+        objectives=["error", "latency_ms", "payload_bytes"],
+        limits={"payload_bytes": 4000},
+    )
+    space, rng = problem.space, np.random.default_rng(0)
+    (x,) = random_genomes(space, 1, rng)
+    tried = np.tile(x, (len(space.cut_choices), 1))
+    tried[:, space.cut_genes[0]] = np.arange(len(space.cut_choices))
+    F, violations = problem.cut_costs(space.decode_batch(keep_valid(space, tried)))
+    assert 0 < (violations == 0).sum() < len(violations)
+    allowed = {
+        cut
+        for cut in range(len(F))
+        if violations[cut] == 0
+        and not any(
+            violations[i] == 0 and (F[i] <= F[cut]).all() and (F[i] < F[cut]).any()
+            for i in range(len(F))
+        )
+    }
+    move = BestCuts(space, problem.cut_costs, 1.0)
+    drawn = {int(move(x[None].copy(), rng)[0, space.cut_genes[0]]) for _ in range(60)}
+    assert drawn == allowed
+    assert len(allowed) > 1
+
+
 def test_nothing_moves_and_nothing_is_drawn_without_a_rate():
     space = SPACES["default"]
     rng = np.random.default_rng(0)
     X = random_genomes(space, 6, rng)
     state = rng.bit_generator.state
-    assert FastCuts(space, None, 0.0)(X, rng) is X
+    assert BestCuts(space, None, 0.0)(X, rng) is X
     assert rng.bit_generator.state == state
 
 
@@ -161,21 +191,24 @@ def test_defaults_depend_on_whether_the_error_depends_on_the_cut():
     def rates(problem, options=None):
         algorithm = create_algorithm("nsga2", problem, options)
         mating = algorithm.mating
-        return algorithm.pop_size, mating.crossover.prob.get(), mating.mutation.fast_cuts.rate
+        return algorithm.pop_size, mating.crossover.prob.get(), mating.mutation.best_cuts.rate
 
     problem = FBNetSplit(evaluator=FAST)
     assert rates(problem) == (40, 0.9, 0)
-    lossless = FBNetSplit(evaluator=FAST, mask_groups=1, bits=[8])
+    quantised = FBNetSplit(evaluator=FAST, mask_groups=1, bits=[8])
+    assert rates(quantised) == (40, 0.9, 0)
+    lossless = SplitProblem(problem.space, problem.chain, problem.evaluator, lossless=True)
     assert rates(lossless) == (20, 0.15, 0.9)
+    assert algorithm_options(lossless, "random")["best_cut_rate"] == 0
     given = {"pop_size": 8, "crossover_rate": 0.5, "best_cut_rate": 0.2}
     assert rates(problem, given) == rates(lossless, given) == (8, 0.5, 0.2)
 
 
 def test_impossible_options_are_refused():
     with pytest.raises(UserError, match="best_cut_rate must be a number in 0..1"):
-        FastCuts(SPACES["default"], None, 1.5)
-    with pytest.raises(UserError, match="needs the chain"):
-        FastCuts(SPACES["default"], None, 0.5)
+        BestCuts(SPACES["default"], None, 1.5)
+    with pytest.raises(UserError, match="needs the costs"):
+        BestCuts(SPACES["default"], None, 0.5)
     with pytest.raises(UserError, match="crossover must be one of uniform, two_point"):
         SplitCrossover(SPACES["default"], "sbx")
     with pytest.raises(UserError, match="crossover_rate must be a number in 0..1"):

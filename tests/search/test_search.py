@@ -335,3 +335,19 @@ def test_spread_and_knee():
     assert knee(np.array([[0.8, 4.0], [0.1, 16.0]])) == 1
     assert spread_subset(F, 9).tolist() == [0, 1, 2, 3, 4]
     assert set(spread_subset(F, 3)) == {0, 2, 4}
+
+
+def test_a_design_no_better_than_guessing_is_not_recommended():
+    class Steps(Formula):
+        """Guessing where little is sent, else nearly as good as the best at its latency."""
+
+        def evaluate(self, designs, split="search", images=None):
+            for index, score in super().evaluate(designs, split, images):
+                guesses = designs[index].bits[0] == 4
+                yield index, Score(score.images // 10, score.images) if guesses else score
+
+    one = FBNetSplit(evaluator=Steps())
+    result = final_result(one, search(one, n_eval=80).evaluations)
+    errors = [design.evaluation.score.error for design in result.front]
+    assert max(errors) >= 0.9  # the front begins with guessing
+    assert errors[result.recommended] < 0.9

@@ -7,7 +7,7 @@ from nasc_evo.errors import UserError
 from nasc_evo.space import Design, FBNetSpace, SplitSpace
 from nasc_evo.supernet.blocks import Calibration
 from nasc_evo.supernet.evaluation import SupernetEvaluator
-from nasc_evo.supernet.score import Score
+from nasc_evo.supernet.score import Score, score_each
 from nasc_evo.supernet.transmission import channel_mask, transmit
 
 SPACE = FBNetSpace(32, 10)
@@ -118,7 +118,7 @@ def test_outputs_that_are_not_finite_are_a_failure_not_a_number(evaluator):
         SPACE, evaluator.dataset, images=64, calibration_images=32, dtype="float32"
     )
     broken._supernet.classifier_bias.fill_(float("nan"))
-    ((_, score),) = broken.evaluate([design(OPS, 24)])
+    ((_, score),) = score_each(broken, [design(OPS, 24)], "search", 64)
     assert score.correct is None
     assert "not finite" in score.message
     assert np.isnan(score.error)

@@ -1,0 +1,447 @@
+"""Scoring a population on many workers: processes of this machine, a Dask or a Ray cluster.
+
+A population is cut into chunks; each worker loads weights and images once and keeps them. Scores
+are handed on as chunks end, and do not depend on which worker computed what. A chunk whose worker
+dies is computed again on another one; a design that kills its worker each time is recorded as
+failed. Costs are computed by the caller, not by workers.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Protocol
+
+from nasc_evo.errors import UserError, one_line
+from nasc_evo.space import Design
+from nasc_evo.supernet.score import Evaluator, Score, score_each
+
+BACKENDS = ("serial", "loky", "dask", "ray")
+RETRIES = 2
+"""How often a chunk whose worker died is tried again before its designs are tried one by one."""
+CHUNKS_PER_WORKER = 4
+WATCH_SECONDS = 1.0
+CONNECT_SECONDS = 30
+LOOPBACK = "127.0.0.1"
+
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker gets: designs, and how to make the evaluator that scores them.
+
+    Attributes:
+        make: Makes the evaluator, once a worker process.
+        description: What the caller's evaluator says of itself; a worker's must say the same.
+        designs: Candidates.
+        split: Images that score them.
+        images: How many.
+    """
+
+    make: Callable[[], Evaluator]
+    description: Mapping[str, Any]
+    designs: tuple[Design, ...]
+    split: str
+    images: int
+
+
+_evaluators: dict[str, Evaluator] = {}
+"""The evaluator of this worker process, by its description; only the last one is kept."""
+
+
+def score_task(task: Task) -> list[Score]:
+    """Score the designs of a task; runs in a worker.
+
+    Raises:
+        UserError: If this worker's weights, images or numerics are not those of the caller.
+    """
+    key = repr(task.description)
+    if key not in _evaluators:
+        ignore_interrupts()
+        evaluator = task.make()
+        if repr(evaluator.describe()) != key:
+            ours, theirs = task.description, evaluator.describe()
+            name = next(name for name in ours if ours[name] != theirs.get(name))
+            raise UserError(
+                f"The worker on {platform.node()} has other {name} ({theirs.get(name)}) than "
+                f"the search ({ours[name]}): give all workers the same files, and set "
+                "evaluator.dtype where processors differ."
+            )
+        _evaluators.clear()
+        _evaluators[key] = evaluator
+    scores = dict(score_each(_evaluators[key], task.designs, task.split, task.images))
+    return [scores[index] for index in range(len(task.designs))]
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to workers too, to the caller."""
+    with contextlib.suppress(ValueError):  # not in the main thread of a worker
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def begin_process() -> None:
+    """Prepare a worker process of this machine: it ends when its parent does, however that ends."""
+    from joblib.externals.loky import process_executor
+
+    # an evaluator keeps freed memory on purpose; loky would take it for a leak and end the worker
+    process_executor._USE_PSUTIL = False
+    ignore_interrupts()
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class WorkerDiedError(Exception):
+    """The worker of a task ended before the task did."""
+
+
+class Pool(Protocol):
+    """Runs tasks on workers.
+
+    Attributes:
+        n_workers: How many tasks run at a time.
+        where: What the user is told of it.
+    """
+
+    n_workers: int
+    where: str
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
+        """Yield `(index, scores or what went wrong)` as tasks end; each index once."""
+
+    def close(self) -> None:
+        """End what this pool started."""
+
+
+class LokyPool:
+    """Processes of this machine.
+
+    Args:
+        n_workers: How many.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self.n_workers = n_workers
+        self.where = f"{n_workers} worker processes"
+        self._executor: Any = None
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
+        """Yield outcomes as tasks end; a dead worker takes all unfinished tasks with it."""
+        from joblib.externals.loky import ProcessPoolExecutor
+        from joblib.externals.loky.process_executor import BrokenProcessPool
+
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(self.n_workers, initializer=begin_process)
+        executor = self._executor
+        futures = {executor.submit(score_task, task): i for i, task in enumerate(tasks)}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    self._executor = None  # a new one is made for the next tasks
+                    yield futures[future], WorkerDiedError(one_line(error))
+                else:
+                    yield futures[future], error or future.result()  # type: ignore[misc]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Stop the processes."""
+        if self._executor is not None:
+            self._executor.shutdown(kill_workers=True)
+            self._executor = None
+
+
+class DaskPool:
+    """Workers of a Dask cluster.
+
+    Args:
+        n_workers: Workers of the local cluster that is started if there is no address.
+        address: A scheduler's address or the path of its scheduler file (.json).
+
+    Raises:
+        UserError: If Dask is not installed or the scheduler does not answer.
+    """
+
+    def __init__(self, n_workers: int, address: str | None) -> None:
+        try:
+            import distributed
+        except ImportError as error:
+            raise _not_installed("dask", "distributed", error) from error
+        self._cluster: Any = None
+        try:
+            if address is None:
+                self._cluster = distributed.LocalCluster(
+                    n_workers=n_workers,
+                    threads_per_worker=1,
+                    host=LOOPBACK,
+                    dashboard_address=f"{LOOPBACK}:0",
+                    silence_logs=logging.CRITICAL,
+                )
+                self._client = distributed.Client(self._cluster)
+            elif address.endswith(".json"):
+                if not Path(address).is_file():
+                    raise UserError(f"There is no Dask scheduler file {address}.")
+                self._client = distributed.Client(scheduler_file=address, timeout=CONNECT_SECONDS)
+            else:
+                self._client = distributed.Client(address, timeout=CONNECT_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UserError(
+                f"parallel.address={address}: the Dask scheduler does not answer "
+                f"({one_line(error)}); give its tcp://host:port or scheduler file."
+            ) from error
+        threads = sum(self._client.nthreads().values())
+        if threads == 0:
+            self.close()
+            raise UserError(f"The Dask scheduler at {address} has no workers; start some first.")
+        self.n_workers = threads
+        self.where = f"{threads} Dask workers, dashboard {self._client.dashboard_link}"
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
+        """Yield outcomes as tasks end; Dask moves the tasks of a dead worker by itself."""
+        import distributed
+
+        futures = [self._client.submit(score_task, task, pure=False) for task in tasks]
+        index = {future.key: i for i, future in enumerate(futures)}
+        try:
+            for future in distributed.as_completed(futures):
+                if future.status == "finished":
+                    yield index[future.key], future.result()
+                    continue
+                error = future.exception()
+                died = isinstance(error, distributed.scheduler.KilledWorker)
+                yield index[future.key], WorkerDiedError(one_line(error)) if died else error
+        finally:
+            self._client.cancel(futures)
+
+    def close(self) -> None:
+        """Leave the cluster, and end it if this pool started it."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+class RayPool:
+    """Workers of a Ray cluster.
+
+    Args:
+        n_workers: Workers of the local cluster that is started if there is no address.
+        address: An existing cluster's address, or `auto`.
+        threads: Threads that a worker uses, its claim on a node's processors.
+
+    Raises:
+        UserError: If Ray is not installed or the cluster does not answer.
+    """
+
+    def __init__(self, n_workers: int, address: str | None, threads: int) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise _not_installed("ray", "ray", error) from error
+        quiet = {"logging_level": "ERROR", "log_to_driver": False}
+        try:
+            if address is None:
+                ray.init(
+                    num_cpus=n_workers * threads,
+                    include_dashboard=False,
+                    object_store_memory=100 * 2**20,
+                    _node_ip_address=LOOPBACK,
+                    **quiet,
+                )
+            else:
+                ray.init(address=address, **quiet)
+        except (OSError, ValueError, RuntimeError, ConnectionError) as error:
+            raise UserError(
+                f"parallel.address={address}: the Ray cluster does not answer "
+                f"({one_line(error)}); give its host:port or auto."
+            ) from error
+        self.n_workers = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        self.where = f"{self.n_workers} Ray workers"
+        self._remote = ray.remote(num_cpus=threads, max_retries=0)(score_task)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
+        """Yield outcomes as tasks end."""
+        import ray
+
+        index = {self._remote.remote(task): i for i, task in enumerate(tasks)}
+        waiting = list(index)
+        try:
+            while waiting:
+                (ended, *_), waiting = ray.wait(waiting)
+                try:
+                    yield index[ended], ray.get(ended)
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+                    yield index[ended], WorkerDiedError(one_line(error))
+                except ray.exceptions.RayTaskError as error:
+                    yield index[ended], error.cause
+        finally:
+            for task in waiting:
+                ray.cancel(task)
+
+    def close(self) -> None:
+        """Leave the cluster, and end it if this pool started it."""
+        import ray
+
+        ray.shutdown()
+
+
+def _not_installed(backend: str, package: str, error: ImportError) -> UserError:
+    return UserError(
+        f"parallel={backend} needs the package {package} (pip install 'nasc-evo[{backend}]'): "
+        f"{one_line(error)}."
+    )
+
+
+class ParallelEvaluator:
+    """An evaluator that has its designs scored by workers, see :class:`Evaluator`.
+
+    Args:
+        evaluator: The evaluator to copy to the workers; it says what the results are.
+        make: Makes it anew in a worker; pickled.
+        pool: The workers.
+        chunk: Designs a task; None makes a few tasks a worker.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        make: Callable[[], Evaluator],
+        pool: Pool,
+        chunk: int | None = None,
+    ) -> None:
+        self.local = evaluator
+        self.make = make
+        self.pool = pool
+        self.chunk = chunk
+        self.images = evaluator.images
+
+    def split_size(self, split: str) -> int:
+        """Return the number of images of a split."""
+        return self.local.split_size(split)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what fixes the numbers; the workers do not."""
+        return self.local.describe()
+
+    def evaluate(
+        self, designs: Sequence[Design], split: str = "search", images: int | None = None
+    ) -> Iterator[tuple[int, Score]]:
+        """Yield `(index, score)` of each design as its chunk ends.
+
+        Raises:
+            UserError: If a worker cannot make the evaluator, or makes another one.
+        """
+        if images is None:
+            images = self.images if split == "search" else self.split_size(split)
+        size = self.chunk or ceil(len(designs) / (CHUNKS_PER_WORKER * self.pool.n_workers))
+        wave: list[Indices] = [
+            tuple(range(start, min(start + size, len(designs))))
+            for start in range(0, len(designs), max(1, size))
+        ]
+        for _ in range(1 + RETRIES):
+            lost: list[Indices] = []
+            for indices, scores in self._run(wave, designs, split, images):
+                if isinstance(scores, WorkerDiedError):
+                    lost.append(indices)
+                else:
+                    yield from zip(indices, scores, strict=True)
+            wave = lost
+        for index in (index for indices in wave for index in indices):
+            ((_, scores),) = self._run([(index,)], designs, split, images)  # alone: who is to blame
+            if isinstance(scores, WorkerDiedError):
+                yield index, Score(None, images, f"its worker died ({one_line(scores)})")
+            else:
+                yield index, scores[0]
+
+    def _run(
+        self, wave: Sequence[Indices], designs: Sequence[Design], split: str, images: int
+    ) -> Iterator[tuple[Indices, list[Score] | WorkerDiedError]]:
+        tasks = [
+            Task(self.make, self.describe(), tuple(designs[i] for i in indices), split, images)
+            for indices in wave
+        ]
+        for number, outcome in self.pool.run(tasks):
+            if isinstance(outcome, UserError):
+                raise outcome
+            if isinstance(outcome, Exception) and not isinstance(outcome, WorkerDiedError):
+                raise UserError(
+                    f"The workers cannot score designs ({type(outcome).__name__}: "
+                    f"{one_line(outcome)}); they need nasc_evo, its files, and an evaluator that "
+                    "can be pickled."
+                ) from outcome
+            yield wave[number], outcome
+
+    def close(self) -> None:
+        """End the workers that were started for this evaluator."""
+        self.pool.close()
+
+
+def check_parallel(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `parallel=` after checking them.
+
+    Raises:
+        UserError: If an option is unknown or out of range.
+    """
+    known: dict[str, Any] = {"name": "serial", "n_jobs": None, "chunk": None, "address": None}
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"parallel has no option '{unknown[0]}'; it has {', '.join(known)}.")
+    values = {**known, **options}
+    if values["name"] not in BACKENDS:
+        raise UserError(f"parallel must be one of {', '.join(BACKENDS)}, got '{values['name']}'.")
+    for name in ("n_jobs", "chunk"):
+        value = values[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
+            raise UserError(f"parallel.{name} must be a positive whole number, got {value!r}.")
+    if values["address"] is not None and values["name"] not in ("dask", "ray"):
+        raise UserError(
+            f"parallel.address is for dask and ray; parallel={values['name']} has no cluster."
+        )
+    return values
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def parallel_evaluator(make: Callable[[], Evaluator], options: Mapping[str, Any]) -> Evaluator:
+    """Return an evaluator whose designs are scored by workers, or by this process if `serial`.
+
+    Args:
+        make: Makes the evaluator.
+        options: Of :func:`check_parallel`. Without `n_jobs` there are as many workers as the
+            processors of this machine allow for the evaluator's threads.
+    """
+    evaluator = make()
+    if options["name"] == "serial":
+        return evaluator
+    threads = getattr(evaluator, "threads", 1)
+    n_workers = options["n_jobs"] or max(1, usable_cores() // threads)
+    pool: Pool
+    if options["name"] == "loky":
+        pool = LokyPool(n_workers)
+    elif options["name"] == "dask":
+        pool = DaskPool(n_workers, options["address"])
+    else:
+        pool = RayPool(n_workers, options["address"], threads)
+    return ParallelEvaluator(evaluator, make, pool, options["chunk"])
