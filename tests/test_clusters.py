@@ -282,7 +282,9 @@ def test_a_launcher_that_is_not_installed_is_one_sentence(cli, tmp_path):
         )
 
 
-def test_the_dask_recipe_of_the_page_starts_and_replaces_workers(tmp_path, fake_slurm, monkeypatch):
+def test_the_dask_recipe_of_the_page_starts_and_replaces_workers(
+    cli, tmp_path, fake_slurm, monkeypatch
+):
     from distributed import Client
 
     (code,) = re.findall(r"<!-- dask-recipe -->\n```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -299,11 +301,16 @@ def test_the_dask_recipe_of_the_page_starts_and_replaces_workers(tmp_path, fake_
             client.wait_for_workers(2, timeout=120)
             workers = client.scheduler_info()["workers"].values()
             assert [worker["nthreads"] for worker in workers] == [1, 1]
-            assert client.submit(pow, 2, 10).result(timeout=60) == 1024
             assert len(list(fake_slurm.glob("script-*"))) == 2
             os.kill(client.submit(os.getppid).result(timeout=60), signal.SIGKILL)  # a job ends
             wait_for(lambda: len(list(fake_slurm.glob("script-*"))) == 3, process)
             client.wait_for_workers(2, timeout=120)
+        options = ("evaluator.threads=1", "evaluator.images=32", "n_eval=4", "rescore=1")
+        search = cli("parallel=dask", f"parallel.address={address}", *options, "hydra.run.dir=out")
+        assert search.returncode == 0, search.stderr
+        assert "Writing to out, on 2 Dask workers" in search.stdout
+        journal = (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()
+        assert {json.loads(line)["status"] for line in journal} == {"ok"}
         script = next(fake_slurm.glob("script-*")).read_text().splitlines()
         assert {"#SBATCH -p cpu", "#SBATCH --cpus-per-task=4", "#SBATCH -t 04:00:00"} <= {*script}
         assert "#SBATCH --mem=4G" in script
