@@ -4,17 +4,16 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 
+from nasc_evo.argparse_app import Parser, run_command
 from nasc_evo.cost.hwnasbench import import_file
 from nasc_evo.cost.natsbench import import_folder
 from nasc_evo.cost.official import output_folder
 from nasc_evo.cost.plausible import average_network, implausible
 from nasc_evo.cost.table import TABLES, CostTable
-from nasc_evo.errors import UserError, one_line
-from nasc_evo.hydra_app import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from nasc_evo.errors import UserError
 from nasc_evo.space import SPACES, ArchitectureSpace
 
 PACKED = "did_not_compile"
@@ -23,28 +22,11 @@ PACKED = "did_not_compile"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
-        options = _parser().parse_args(argv)
-        options.run(options)
-    except UserError as error:
-        print(f"Error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return run_command(_parser(), argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Report a mistake in the options like any other mistake."""
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m nasc_evo.costs", description=__doc__, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m nasc_evo.costs", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("list", help="machines whose tables ship")

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 
 from nasc_evo.config import config_folder, group_options
@@ -141,6 +144,11 @@ def instantiate(config: Any) -> Any:
         raise
 
 
+def is_sweep() -> bool:
+    """Return whether the current job is one of a sweep (`--multirun`)."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def check_filled(config: Any) -> None:
     """Raise a UserError where a configuration leaves a field open that the user must give."""
     missing = sorted(OmegaConf.missing_keys(config))
@@ -148,8 +156,37 @@ def check_filled(config: Any) -> None:
         raise UserError(f"{missing[0]} must be given, such as {missing[0]}=my.csv.")
 
 
+class JobEnded(Exception):  # noqa: N818 - not always an error
+    """Carries an exit code other than 0 out of a job that a launcher runs in another process.
+
+    Args:
+        code: The exit code.
+        sentence: What to tell the user, empty if the job has said everything.
+    """
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(code, sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+class SweepNotes(Callback):
+    """Says where a sweep writes, and how its runs are put together."""
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """Print the folder before the first job."""
+        print(f"Sweep in {config.hydra.sweep.dir}", flush=True)
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Print the next command after the last job."""
+        print(f"Collect its runs: python -m nasc_evo.collect {config.hydra.sweep.dir}", flush=True)
+
+
 def launch(config_name: str, task: Callable[[Any], int]) -> None:
     """Run a Hydra application and exit the process.
+
+    The exit code is that of the task. Jobs of a sweep that run in this process end it with the
+    largest of their codes, jobs in processes of their own with the first that is not 0.
 
     Args:
         config_name: Primary configuration in the folder of configurations.
@@ -159,22 +196,37 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    codes = []
+    parent = os.getpid()
+    codes = []  # of the jobs in this process
     started = False
+
+    def remote() -> bool:
+        return os.getpid() != parent
 
     def run(config: Any) -> None:
         """Run one job; a user's mistake ends this job, not the others of a sweep."""
         nonlocal started
         started = True
-        end_on_sigterm()
+        if not remote():  # a launcher has its own way with signals
+            end_on_sigterm()
+        sentence = ""
         try:
-            codes.append(task(config))
+            code = task(config)
         except (UserError, OSError) as error:  # also a disk that is full, a folder that is gone
             if debug:
                 raise
-            print(f"Error: {one_line(error)}", file=sys.stderr)
-            codes.append(EXIT_USER_ERROR)
+            sentence = f"Error: {one_line(error)}"
+            print(sentence, file=sys.stderr)
+            code = EXIT_USER_ERROR
             _remove_empty(Path(HydraConfig.get().runtime.output_dir))
+        except Exception as error:
+            if not remote():
+                raise
+            traceback.print_exc()
+            raise JobEnded(1, f"A job failed, its log says where: {one_line(error)}") from error
+        codes.append(code)
+        if code and remote():
+            raise JobEnded(code, sentence)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
@@ -185,6 +237,9 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         terminated = isinstance(error, Terminated)
         print("Terminated." if terminated else "Interrupted.", file=sys.stderr)
         sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+    except JobEnded as ended:
+        print(ended.sentence, end="\n" * bool(ended.sentence), file=sys.stderr)
+        sys.exit(ended.code)
     except Exception as error:
         # before a job starts, whatever goes wrong lies in the options; Hydra raises many types
         if debug or (started and not isinstance(error, OSError)):
@@ -213,6 +268,11 @@ def _readable(error: BaseException) -> str:
         if group and group_options(group):
             return (
                 f"There is no {group} '{option}'; available are {', '.join(group_options(group))}."
+            )
+        if group == "hydra/launcher":
+            return (
+                f"There is no launcher '{option}' here; submitit_slurm, submitit_local and joblib "
+                "come with `pip install 'nasc-evo[cluster]'`."
             )
     if error.__cause__ is not None:
         text = f"{text}: {one_line(error.__cause__)}"

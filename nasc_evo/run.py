@@ -10,8 +10,10 @@ from nasc_evo.hydra_app import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     TERMINATED,
+    Terminated,
     check_filled,
     instantiate,
+    is_sweep,
     launch,
 )
 
@@ -47,18 +49,15 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
     """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
-    from rich.console import Console
 
-    from nasc_evo.report.display import SearchDisplay, short_path
+    from nasc_evo.report.display import SearchDisplay, create_console, short_path
     from nasc_evo.report.files import read_truth
     from nasc_evo.search.algorithms import algorithm_options, create_algorithm
     from nasc_evo.search.final import final_result
-    from nasc_evo.search.folder import RunFolder
+    from nasc_evo.search.folder import MANIFEST, RunFolder
     from nasc_evo.search.loop import run_search
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 110  # logs and files are not folded to the width of a small terminal
+    console = create_console()
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -78,9 +77,12 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
         "rescore": resolved["rescore"],
     }
     path = Path(HydraConfig.get().runtime.output_dir)
+    resume = config.resume is not None
+    if resume and is_sweep():  # a stopped sweep has jobs that never began
+        resume = (path / MANIFEST).is_file()
     folder = RunFolder(
         path,
-        resume=config.resume is not None,
+        resume=resume,
         identity=identity,
         config=resolved,
         overrides=list(HydraConfig.get().overrides.task),
@@ -142,8 +144,11 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
         folder.close()
     say(f"Search ended: {search.stop_reason}. Results: {shown}")
     if search.interrupted:
-        say(f"Continue with the same command and resume={shown}")
+        again = short_path(path.parent) if is_sweep() else shown
+        say(f"Continue with the same command and resume={again}")
         terminated = search.stop_reason == TERMINATED
+        if is_sweep():  # the user meant the sweep, not only this job of it
+            raise Terminated if terminated else KeyboardInterrupt
         exit_code = EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     elif not result.front:
         exit_code = EXIT_INFEASIBLE

@@ -28,6 +28,14 @@ def short_path(path: Path) -> str:
         return str(path)
 
 
+def create_console() -> Console:
+    """Return a console; logs and files are not folded to the width of a small terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 110
+    return console
+
+
 class ProgressDisplay:
     """A progress bar in a terminal, a plain line now and then elsewhere.
 

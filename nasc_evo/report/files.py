@@ -2,18 +2,27 @@
 
 import csv
 import json
+import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError, one_line
-from nasc_evo.problem import SplitProblem, describe_evaluation
+from nasc_evo.problem import METRICS, SplitProblem, describe_evaluation
 from nasc_evo.search.final import COLUMNS, FinalResult, front_rows
 from nasc_evo.search.folder import first_difference, write_json
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.loop import SearchResult
+
+FRONT_FORMAT = "nasc_evo front 1"
+CHAIN_PARTS = ("node_ms", "links_ms")
+"""Further columns of `pareto.csv` where a chain has more than two nodes."""
+OPTIONAL = ("error_test", "energy_mj")
+"""Columns of `pareto.csv` that are empty where the figure is not known."""
 
 
 def write_front(
@@ -37,20 +46,63 @@ def write_front(
     """
     rows = front_rows(result)
     chain = len(problem.chain.links) > 1
-    parts = ("node_ms", "links_ms") if chain else ()
+    parts = CHAIN_PARTS if chain else ()
     for row, design in zip(rows, result.front, strict=True):
         for part in parts:
             row[part] = "/".join(map(repr, design.evaluation.costs[part]))
-    temporary = folder / f"{name}.csv.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *parts), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, folder / f"{name}.csv")
+    write_rows(folder / f"{name}.csv", (*COLUMNS, *parts), rows)
     document = front_document(problem, search, result)
     if truth_hypervolume is not None:
         document["hypervolume"]["relative_to_truth"] = result.hypervolume / truth_hypervolume
     write_json(folder / f"{name}.json", document)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file so that a crash leaves either the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def read_front(
+    path: Path, objectives: Sequence[str]
+) -> tuple[list[dict[str, str]], NDArray[np.float64]]:
+    """Return the rows of a `pareto.csv` as text, and their objectives `[n, m]`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If a column is missing or unknown, or a figure is no finite number.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        try:
+            header, *lines = csv.reader(file, strict=True)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    if tuple(header) not in (COLUMNS, (*COLUMNS, *CHAIN_PARTS)):
+        raise ValueError("its columns are not those of a front")
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            raise ValueError(f"line {number} has {len(line)} fields instead of {len(header)}")
+        row = dict(zip(header, line, strict=True))
+        for name in ("error", "error_se", "error_test", *METRICS[1:]):
+            if row[name] == "" and name in OPTIONAL and name not in objectives:
+                continue
+            if not math.isfinite(float(row[name])):
+                raise ValueError(f"line {number} has {name} {row[name]}")
+        rows.append(row)
+    return rows, objectives_of(rows, objectives)
+
+
+def objectives_of(
+    rows: Sequence[Mapping[str, str]], objectives: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the objectives `[n, m]` of rows of a `pareto.csv`."""
+    values = [[float(row[name]) for name in objectives] for row in rows]
+    return np.array(values).reshape(len(rows), len(objectives))
 
 
 def read_truth(path: str | os.PathLike[str], problem: SplitProblem) -> float:
@@ -65,9 +117,7 @@ def read_truth(path: str | os.PathLike[str], problem: SplitProblem) -> float:
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        F = np.array([[float(row[name]) for name in problem.objectives] for row in rows])
+        _, F = read_front(path, problem.objectives)
         described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problem"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -81,7 +131,7 @@ def read_truth(path: str | os.PathLike[str], problem: SplitProblem) -> float:
             f"The exact front {path} is of another problem: its {key} is {before!r}, this run has "
             f"{now!r}; write the one of this run with `python -m nasc_evo.truth`."
         )
-    if not len(F) or not np.isfinite(F).all():
+    if not len(F):
         raise UserError(f"The exact front {path} holds no designs to compare with.")
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
     return hypervolume(F, reference)
@@ -123,7 +173,7 @@ def front_document(
             "reason": result.reason,
         }
     return {
-        "format": "nasc_evo front 1",
+        "format": FRONT_FORMAT,
         "problem": problem.describe(),
         "search": {
             "evaluations": len(search.evaluations),

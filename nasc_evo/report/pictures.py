@@ -1,6 +1,13 @@
-"""`front.png` and `front.svg`: the front, what it is compared with, and where its time goes."""
+"""Pictures: the front of a run and where its time goes, and the fronts of many runs.
 
+A run writes `front.png` and `front.svg`, a collection of runs `fronts.png` and `fronts.svg`.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,11 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nasc_evo.problem import SplitProblem
+from nasc_evo.report.collection import Group
 from nasc_evo.search.final import FinalResult
 from nasc_evo.search.loop import SearchResult
 
 PART_COLOURS = {"device_ms": "#0072b2", "link_ms": "#e69f00", "server_ms": "#009e73"}
 FRONT_COLOUR = "#d55e00"
+RUN_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+UNION_COLOUR = "0.8"
+MAX_PANELS = 12
+"""Groups that a picture of many runs shows."""
 MARKERS = {"all local": "s", "raw offload": "^"}
 
 
@@ -32,8 +44,12 @@ def draw_front(
         f"{result.images} images",
         fontsize=11,
     )
+    _save(figure, folder, "front")
+
+
+def _save(figure: Figure, folder: Path, name: str) -> None:
     for ending in ("png", "svg"):
-        figure.savefig(folder / f"front.{ending}", dpi=130)
+        figure.savefig(folder / f"{name}.{ending}", dpi=130)
 
 
 def _draw_objectives(
@@ -129,3 +145,67 @@ def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
     axes.set_ylabel("latency (ms)")
     axes.set_title("where the time goes, for each design of the front", fontsize=10)
     axes.legend(fontsize=8)
+
+
+def draw_fronts(folder: Path, groups: Sequence[Group]) -> None:
+    """Write both pictures of the fronts of many runs: a panel a group, :data:`MAX_PANELS` at most.
+
+    Args:
+        folder: Where they go.
+        groups: What to draw.
+    """
+    shown = groups[:MAX_PANELS]
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, group in zip(panels, shown, strict=False):
+        _draw_group(axes, group)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    _save(figure, folder, "fronts")
+
+
+def _draw_group(axes: Axes, group: Group) -> None:
+    """Draw the front of each run, coloured by algorithm, over the union of all."""
+    names = group.objectives
+    y = names.index("error") if "error" in names else 0
+    x = names.index("latency_ms") if "latency_ms" in names else int(y == 0)
+    scale = np.where(np.array(names) == "error", 100.0, 1.0)
+
+    def draw(F: np.ndarray, **style: Any) -> None:
+        """Draw one front from left to right."""
+        points = (F * scale)[np.argsort(F[:, x], kind="stable")]
+        axes.plot(points[:, x], points[:, y], **style)
+
+    # a front of three objectives or more is no staircase in a plane
+    line = {"drawstyle": "steps-post"} if len(names) == 2 else {"linestyle": "none"}
+    algorithms = [run.setting["algorithm"] for run in group.runs]
+    colours = dict(zip(dict.fromkeys(algorithms), cycle(RUN_COLOURS), strict=False))
+    draw(
+        group.F,
+        color=UNION_COLOUR,
+        linewidth=6,
+        marker="o",
+        markersize=9,
+        label=f"union of all ({len(group.runs)})",
+        **line,
+    )
+    for i, (run, algorithm) in enumerate(zip(group.runs, algorithms, strict=True)):
+        first = algorithms.index(algorithm) == i
+        label = f"{algorithm} ({algorithms.count(algorithm)})" if first else None
+        style = {"linewidth": 0.9, "marker": ".", "markersize": 5, **line}
+        draw(run.F, color=colours[algorithm], label=label, **style)
+    axes.set_xlabel(_axis_label(names[x]))
+    axes.set_ylabel(_axis_label(names[y]))
+    axes.set_title(f"{group.number}. {textwrap.fill(group.title, 60)}", fontsize=8.5)
+    if group.union:
+        axes.legend(fontsize=7.5, title="runs", title_fontsize=7.5)
+    else:
+        axes.text(0.5, 0.5, "no design meets the limits", ha="center", transform=axes.transAxes)
+    axes.grid(alpha=0.3)
+
+
+def _axis_label(metric: str) -> str:
+    return {"error": "error (%)", "latency_ms": "end-to-end latency (ms)"}.get(metric, metric)

@@ -1,9 +1,13 @@
-"""The result of a run, printed."""
+"""The result of a run, and of many runs, printed."""
+
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nasc_evo.problem import Evaluation, SplitProblem
+from nasc_evo.report.collection import Group, summary_rows
 from nasc_evo.search.final import FinalResult, front_rows
 
 
@@ -77,3 +81,32 @@ def _print_references(console: Console, problem: SplitProblem, result: FinalResu
             beside,
         )
     console.print(table)
+
+
+def print_collection(console: Console, groups: Sequence[Group]) -> None:
+    """Print what was asked by each group of runs, and how each run and their union did."""
+    table = Table(title="Collected runs")
+    table.add_column("group", justify="right")
+    table.add_column("run", overflow="fold")
+    table.add_column("algorithm", no_wrap=True)
+    for name in ("seed", "evaluations", "front", "hypervolume", "wall s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in summary_rows(groups):
+        union = row["run"] == "union"
+        table.add_row(
+            str(row["group"]),
+            escape(row["run"]),
+            "" if union else escape(row["algorithm"]),
+            "" if union else str(row["seed"]),
+            str(row["evaluations"]),
+            str(row["front"]),
+            f"{row['hypervolume']:.4f}",
+            f"{row['wall_seconds']:.1f}",
+            style="bold" if union else None,
+            end_section=union,
+        )
+    console.print(table)
+    for group in groups:
+        console.print(
+            f"Group {group.number}: {group.title}", highlight=False, markup=False, soft_wrap=True
+        )

@@ -69,8 +69,8 @@ class RunFolder:
                 )
             identity = json.loads(json.dumps(identity))
             if resume:
-                self.manifest = self._read_manifest()
-                _check_identity(self.manifest["identity"], identity, path)
+                self.manifest = read_document(path / MANIFEST, "manifest", FORMAT)
+                _check_identity(self.manifest.get("identity"), identity, path)
             else:
                 self.manifest = {
                     "format": FORMAT,
@@ -90,20 +90,6 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
-
-    def _read_manifest(self) -> dict[str, Any]:
-        path = self.path / MANIFEST
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"The manifest {path} is damaged ({one_line(error)}).") from error
-        if (
-            not isinstance(manifest, dict)
-            or manifest.get("format") != FORMAT
-            or not isinstance(manifest.get("identity"), dict)
-        ):
-            raise UserError(f"{path} is no manifest of format '{FORMAT}'.")
-        return manifest
 
     def _write_manifest(self) -> None:
         write_json(self.path / MANIFEST, self.manifest)
@@ -129,6 +115,26 @@ class RunFolder:
         self._lock.release()
 
 
+def read_document(path: Path, kind: str, expected: str) -> dict[str, Any]:
+    """Read a JSON file that names its format.
+
+    Args:
+        path: The file.
+        kind: What it is, for messages.
+        expected: Its format.
+
+    Raises:
+        UserError: If it is missing or damaged, or of another format.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"The {kind} {path} is damaged ({one_line(error)}).") from error
+    if not isinstance(document, dict) or document.get("format") != expected:
+        raise UserError(f"{path} is no {kind} of format '{expected}'.")
+    return document
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write JSON so that a crash leaves either the old file or the new one."""
     text = json.dumps(document, indent=2, allow_nan=False)
@@ -147,8 +153,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _check_identity(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+def _check_identity(old: Any, new: dict[str, Any], path: Path) -> None:
     """Raise a UserError that names the first difference."""
+    if not isinstance(old, dict):
+        raise UserError(f"The manifest {path / MANIFEST} is damaged (no identity).")
     difference = first_difference(old, new)
     if difference is not None:
         key, before, now = difference

@@ -52,7 +52,10 @@ def test_a_different_run_is_refused_by_what_differs(tmp_path, change, message):
         opened(tmp_path, resume=True, identity=IDENTITY | change)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"format": "other"})])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", json.dumps({"format": "other"}), json.dumps({"format": "nasc_evo run 1"})],
+)
 def test_a_damaged_manifest_is_refused(tmp_path, content):
     opened(tmp_path).close()
     (tmp_path / "manifest.json").write_text(content)
