@@ -1,7 +1,7 @@
 """`pareto.csv` and `pareto.json`."""
 
 import csv
-import json
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_bytes, read_json
 from nasc_evo.problem import SplitProblem, describe_evaluation
 from nasc_evo.search.final import COLUMNS, FinalResult, front_rows
 from nasc_evo.search.folder import first_difference, write_json
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.loop import SearchResult
+
+MAX_TRUTH_BYTES = 16 * 2**20
 
 
 def write_front(
@@ -65,11 +68,11 @@ def read_truth(path: str | os.PathLike[str], problem: SplitProblem) -> float:
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        text = read_bytes(path, MAX_TRUTH_BYTES).decode("utf-8")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
         F = np.array([[float(row[name]) for name in problem.objectives] for row in rows])
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problem"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        described = read_json(path.with_suffix(".json"))["problem"]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
             f"The exact front {path} and the .json beside it cannot be read ({one_line(error)}); "
             "write them with `python -m nasc_evo.truth`."

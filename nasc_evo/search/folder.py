@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from nasc_evo import __version__
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_json
 from nasc_evo.search.journal import Journal
 
 FORMAT = "nasc_evo run 1"
@@ -91,8 +92,8 @@ class RunFolder:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.path / MANIFEST
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            manifest = read_json(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"The manifest {path} is damaged ({one_line(error)}).") from error
         if (
             not isinstance(manifest, dict)

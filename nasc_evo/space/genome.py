@@ -171,6 +171,11 @@ class SplitSpace:
     def _importance_order(self, scores: Mapping[int, Sequence[float]]) -> IntArray:
         order = np.tile(np.arange(self.max_groups), (len(self.groups_at), 1))
         for cut, values in scores.items():
+            if not 0 < cut < self.architecture.n_blocks:
+                raise UserError(
+                    f"Channels have an importance at the inner cuts 1.."
+                    f"{self.architecture.n_blocks - 1}, got one at cut {cut}."
+                )
             n_groups, channels = self.groups_at[cut], self.channels_at[cut]
             if np.shape(values) != (channels,) or not np.isfinite(values).all():
                 raise UserError(
