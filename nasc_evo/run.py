@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nasc_evo.errors import UserError
 from nasc_evo.hydra_app import (
@@ -22,28 +22,17 @@ def main() -> None:
 def run(config: Any) -> int:
     """Run one search with a composed configuration; return the exit code."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
     from rich.console import Console
 
     from nasc_evo.report.display import SearchDisplay, short_path
-    from nasc_evo.report.files import read_truth
-    from nasc_evo.search.algorithms import create_algorithm
-    from nasc_evo.search.final import check_rescore, final_result
+    from nasc_evo.search.final import final_result
     from nasc_evo.search.folder import RunFolder
-    from nasc_evo.search.loop import check_budget, run_search
+    from nasc_evo.search.loop import run_search
 
-    check_problems_package()
     console = Console()
     if not console.is_terminal:
         console.width = 110  # logs and files are not folded to the width of a small terminal
-    check_filled(config)
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    check_rescore(resolved["rescore"])
-    check_budget(config.n_eval, config.seed)
-    problem = instantiate(config.problem)
-    truth = None if config.truth is None else read_truth(config.truth, problem)
-    options = dict(resolved["algorithm"])
-    algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
+    resolved, problem, algorithm, truth = build(config)
     identity = {
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],
@@ -122,6 +111,47 @@ def run(config: Any) -> int:
         )
         return EXIT_INTERRUPTED
     return 0 if result.front else EXIT_INFEASIBLE
+
+
+class Search(NamedTuple):
+    """What a configuration describes.
+
+    Attributes:
+        resolved: The configuration without interpolations.
+        problem: The :class:`nasc_evo.problem.SplitProblem`.
+        algorithm: A fresh pymoo algorithm.
+        truth: Hypervolume of the exact front, if one is given.
+    """
+
+    resolved: Any
+    problem: Any
+    algorithm: Any
+    truth: float | None
+
+
+def build(config: Any) -> Search:
+    """Return what a composed configuration describes, before anything is evaluated.
+
+    Raises:
+        UserError: If an option is missing, unknown or out of range, or a file damaged.
+    """
+    from omegaconf import OmegaConf
+
+    from nasc_evo.report.files import read_truth
+    from nasc_evo.search.algorithms import create_algorithm
+    from nasc_evo.search.final import check_rescore
+    from nasc_evo.search.loop import check_budget
+
+    check_problems_package()
+    check_filled(config)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    check_rescore(resolved["rescore"])
+    check_budget(config.n_eval, config.seed)
+    problem = instantiate(config.problem)
+    truth = None if config.truth is None else read_truth(config.truth, problem)
+    options = dict(resolved["algorithm"])
+    algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
+    return Search(resolved, problem, algorithm, truth)
 
 
 def check_problems_package() -> None:

@@ -57,8 +57,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def refused(read: Callable[[], Any], what: str) -> bool:
-    """Read; return whether a UserError of one line came. Anything else fails, saying `what`."""
+def refused(read: Callable[[], Any], what: str) -> str:
+    """Read; return the one line of the UserError that came, else nothing.
+
+    Anything else fails, saying `what`.
+    """
     start = time.perf_counter()
     try:
         with limits():
@@ -69,9 +72,9 @@ def refused(read: Callable[[], Any], what: str) -> bool:
         message = str(error)
         if len(message.splitlines()) != 1 or len(message) > 2000:
             pytest.fail(f"{what}: not one sentence: {message[:3000]!r}")
-        return True
+        return message
     except BaseException as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:500]}") from error
     finally:
         assert time.perf_counter() - start < 6 * SECONDS, what
-    return False
+    return ""

@@ -79,7 +79,8 @@ def test_any_value_in_any_field_is_read_or_refused(name, tmp_path, record):
     def check(data: st.DataObject) -> None:
         content = reader.document.dump(replaced(data.draw, tree))
         (tmp_path / file).write_bytes(content)
-        counts[refused(lambda: reader.read(tmp_path), f"{name} with {content[:500]!r}")] += 1
+        message = refused(lambda: reader.read(tmp_path), f"{name} with {content[:500]!r}")
+        counts[bool(message)] += 1
 
     check()
     assert counts[True] > 0
@@ -100,7 +101,7 @@ def test_damaged_files_are_read_or_refused(name, tmp_path, record):
     for number in numbers(FUZZ_INPUTS):
         write(corrupted(reader, random.Random(f"{name} {number}")), tmp_path)
         began = time.perf_counter()
-        refusals += refused(lambda: reader.read(tmp_path), f"input {number} of {name}")
+        refusals += bool(refused(lambda: reader.read(tmp_path), f"input {number} of {name}"))
         longest = max(longest, time.perf_counter() - began)
     assert refusals > 0
     record(
