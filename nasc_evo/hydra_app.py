@@ -5,6 +5,7 @@ unknown option, a mistake found by the program - ends as one sentence and a non-
 """
 
 import contextlib
+import importlib
 import inspect
 import os
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
@@ -121,16 +121,17 @@ def instantiate(config: Any) -> Any:
     from nasc_evo.problem import SplitProblem
 
     options: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_dict(config) else {}
-    target = options.pop("_target_", None)
+    target = str(options.pop("_target_", None))
     options.pop("_convert_", None)
     try:
-        kind = hydra.utils.get_class(target)
+        module, _, name = target.rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
         if not issubclass(kind, SplitProblem):
             raise TypeError("it is no subclass of nasc_evo.problem.SplitProblem")
     except Exception as error:  # whatever importing the module raises
         raise UserError(
             "problem._target_ must name a class of problems, such as problems.FBNetSplit, got "
-            f"{target!r} ({one_line(error)})."
+            f"'{target}' ({one_line(error)})."
         ) from error
     try:
         inspect.signature(kind).bind(**options)

@@ -145,12 +145,15 @@ def build(config: Any) -> Search:
     check_problems_package()
     check_filled(config)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    check_rescore(resolved["rescore"])
+    check_rescore(config.rescore)
     check_budget(config.n_eval, config.seed)
     problem = instantiate(config.problem)
     truth = None if config.truth is None else read_truth(config.truth, problem)
-    options = dict(resolved["algorithm"])
-    algorithm = create_algorithm(options.pop("name"), problem, options, seed=config.seed)
+    options = resolved["algorithm"]
+    if not isinstance(options, dict) or "name" not in options:
+        raise UserError(f"algorithm must be fields with a name, got {options}.")
+    others = {key: value for key, value in options.items() if key != "name"}
+    algorithm = create_algorithm(options["name"], problem, others, seed=config.seed)
     return Search(resolved, problem, algorithm, truth)
 
 

@@ -19,10 +19,12 @@ from unittest import mock
 import numpy as np
 import yaml
 
+from nasc_evo.config import config_folder
 from nasc_evo.cost import hwnasbench, natsbench, network
 from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_npz
+from nasc_evo.errors import UserError
 from nasc_evo.report.files import read_truth
 from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
 from nasc_evo.search.journal import Journal
@@ -33,6 +35,7 @@ from nasc_evo.tabular import TABLES as ACCURACY_TABLES
 from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
 from tests.conftest import FAST
+from tests.fuzz.command import command_line
 
 Files = dict[str, bytes]
 IMAGES = {"train": 2, "test": 1}
@@ -383,6 +386,19 @@ def read_weight_manifest(folder: Path) -> Any:
     return weights.read_manifest(path, FBNET, get_dataset("fashion_mnist"))
 
 
+@cache
+def configuration() -> Files:
+    return {"link/mine.yaml": (config_folder() / "link" / "lte.yaml").read_bytes()}
+
+
+def read_configuration(folder: Path) -> None:
+    """Compose a configuration with a link of a user's own folder."""
+    run = ["device=raspi4", "hydra.run.dir=out", "link=mine", f"--config-dir={folder}"]
+    code, errors = command_line(run)
+    if code:
+        raise UserError(errors.removesuffix("\n"))
+
+
 def safetensors_header(content: bytes) -> bytes:
     return content[8 : 8 + int.from_bytes(content[:8], "little")]
 
@@ -431,5 +447,6 @@ READERS = {
     "nats_bench": Reader(nats_bench, read_nats_bench, layers=(BZ2,), document=BZ2_PICKLE),
     "journal": Reader(journal, read_journal, document=JOURNAL_LINE),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
+    "configuration": Reader(configuration, read_configuration),
     "truth": Reader(truth, read_truth_files, document=JSON),
 }

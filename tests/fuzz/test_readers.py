@@ -18,7 +18,7 @@ from tests.fuzz.corruption import corrupt
 from tests.fuzz.guard import numbers, refused
 from tests.fuzz.readers import READERS, Files, Reader
 
-FUZZ_INPUTS = 60
+FUZZ_INPUTS = 40
 VALUES = st.recursive(
     st.none()
     | st.booleans()
