@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -145,7 +146,9 @@ def _arrays(content: bytes, max_bytes: int, names: tuple[str, ...] | None) -> di
 
 def _array(file: Any, max_bytes: int) -> NDArray:
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    shape, fortran, dtype = read_header[npy.read_magic(file)](file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # a damaged header is parsed as Python
+        shape, fortran, dtype = read_header[npy.read_magic(file)](file)
     size = math.prod(shape) * dtype.itemsize
     if dtype.kind not in "biufU" or any(n < 0 for n in shape):
         raise ValueError(f"arrays of type {dtype} and shape {shape} are not read")

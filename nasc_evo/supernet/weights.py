@@ -42,7 +42,7 @@ def find_weights(
         UserError: If there is none.
     """
     if path is not None:
-        file = Path(str(path))
+        file = Path(path if isinstance(path, os.PathLike) else str(path))
         if not file.is_file():
             raise UserError(
                 f"There is no weight file {file}; give evaluator.weights the .safetensors file "

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,9 @@ def refused(read: Callable[[], Any], what: str) -> str:
     """
     start = time.perf_counter()
     try:
-        with limits():
+        with limits(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.simplefilter("ignore", DeprecationWarning)
             read()
     except UserError as error:
         if any(isinstance(cause, MemoryError) for cause in causes(error)):

@@ -7,6 +7,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from nasc_evo.config import group_options
 from tests.fuzz.command import command_line
 from tests.fuzz.guard import numbers
@@ -211,6 +213,35 @@ def test_random_overrides_end_well_or_in_one_sentence(tmp_path, monkeypatch, rec
         seconds=round(time.perf_counter() - start, 1),
         longest_seconds=round(longest, 3),
     )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "problem._target_=os.system",
+        "problem._target_=nasc_evo.run.build",
+        "+link._target_=os.system",
+        "+evaluator._target_=os.system",
+        "device={_target_:os.system,_args_:[touch was_run]}",
+        "chain.nodes.0={_target_:os.system,_args_:[touch was_run]}",
+        "link={_target_:os.system,command:touch was_run}",
+    ],
+)
+def test_a_configuration_names_nothing_to_be_called(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, errors = command_line([given])
+    assert code == 2
+    check(code, errors, given)
+    assert not Path("was_run").exists()
+
+
+def test_a_chain_has_few_nodes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nodes, links = ",".join(["raspi4"] * 12), ",".join(["wifi"] * 11)
+    chain = [f"chain.nodes=[{nodes}]", f"chain.links=[{links}]", "chain.roles=null"]
+    code, errors = command_line(chain)
+    assert code == 2
+    assert "needs 2 to 5 nodes" in errors
 
 
 def test_random_overrides_of_real_processes(cli):
