@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 import yaml
 
 from nasc_evo.config import config_folder
@@ -30,7 +32,6 @@ from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
 from nasc_evo.search.journal import Journal
 from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
 from nasc_evo.supernet import weights
-from nasc_evo.supernet.model import build_supernet
 from nasc_evo.tabular import TABLES as ACCURACY_TABLES
 from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
@@ -70,6 +71,7 @@ class Reader:
         corrupted: Names of the files that are corrupted; all if empty.
         layers: Containers of the corrupted files.
         document: If the first corrupted file is one.
+        step: Only each so-many-th input is tried, where reading is slow.
     """
 
     make: Callable[[], Files]
@@ -77,6 +79,7 @@ class Reader:
     corrupted: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
     document: Document | None = None
+    step: int = 1
 
 
 JSON = Document(json.loads, lambda tree: json.dumps(tree).encode())
@@ -360,15 +363,24 @@ def read_truth_files(folder: Path) -> Any:
 
 
 @cache
-def weight_files() -> Files:
-    shipped = weights.find_weights(FBNET, get_dataset("fashion_mnist"))
-    endings = {".safetensors": "weights.safetensors", ".json": "weights.json"}
-    return {name: shipped.with_suffix(end).read_bytes() for end, name in endings.items()}
+def small_network() -> Any:
+    """Return what stands for a supernet: reading one of four million weights takes long."""
+    network: Any = torch.nn.Linear(16, 10)
+    network.space = FBNET
+    return network
 
 
 @cache
-def fbnet_supernet() -> Any:
-    return build_supernet(FBNET)
+def weight_files() -> Files:
+    importance = {cut: np.arange(FBNET.cut_shapes[cut][0], 0, -1.0) for cut in (1, 5)}
+    details = {"recipe": {"epochs": 60, "init": None}, "validation": {"largest": 0.93}}
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = get_dataset("fashion_mnist")
+        path = weights.save_supernet(small_network(), dataset, Path(folder), importance, details)
+        return {
+            "weights.safetensors": path.read_bytes(),
+            "weights.json": path.with_suffix(".json").read_bytes(),
+        }
 
 
 def read_weights(folder: Path) -> Any:
@@ -377,7 +389,7 @@ def read_weights(folder: Path) -> Any:
     manifest = json.loads(weight_files()["weights.json"]) | {"sha256": weights.file_sha256(path)}
     (folder / "weights.json").write_text(json.dumps(manifest))
     SplitSpace(FBNET, channel_importance=weights.load_importance(path))
-    with mock.patch("nasc_evo.supernet.model.build_supernet", return_value=fbnet_supernet()):
+    with mock.patch("nasc_evo.supernet.model.build_supernet", return_value=small_network()):
         return weights.load_supernet(FBNET, get_dataset("fashion_mnist"), path)
 
 
@@ -447,6 +459,6 @@ READERS = {
     "nats_bench": Reader(nats_bench, read_nats_bench, layers=(BZ2,), document=BZ2_PICKLE),
     "journal": Reader(journal, read_journal, document=JOURNAL_LINE),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
-    "configuration": Reader(configuration, read_configuration),
+    "configuration": Reader(configuration, read_configuration, step=10),
     "truth": Reader(truth, read_truth_files, document=JSON),
 }

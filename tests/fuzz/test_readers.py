@@ -98,7 +98,8 @@ def test_damaged_files_are_read_or_refused(name, tmp_path, record):
     reader = READERS[name]
     write(reader.make(), tmp_path)
     refusals, longest, start = 0, 0.0, time.perf_counter()
-    for number in numbers(FUZZ_INPUTS):
+    tried = numbers(FUZZ_INPUTS)[:: reader.step]
+    for number in tried:
         write(corrupted(reader, random.Random(f"{name} {number}")), tmp_path)
         began = time.perf_counter()
         refusals += bool(refused(lambda: reader.read(tmp_path), f"input {number} of {name}"))
@@ -106,7 +107,7 @@ def test_damaged_files_are_read_or_refused(name, tmp_path, record):
     assert refusals > 0
     record(
         name,
-        inputs=len(numbers(FUZZ_INPUTS)),
+        inputs=len(tried),
         refused=refusals,
         seconds=round(time.perf_counter() - start, 1),
         longest_seconds=round(longest, 3),
