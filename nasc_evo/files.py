@@ -34,6 +34,8 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         OSError: If it is no regular file, holds more than `max_bytes`, or cannot be read.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise OSError("a zero byte is in no name of a file")
     if path.exists() and not path.is_file():  # a pipe would wait, a device never end
         raise OSError(f"{path} is no file")
     with open(path, "rb") as file:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nasc_evo.errors import UserError, one_line
+from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.files import read_bytes
 
 _TYPE_NAME = re.compile(r"b1|[iu][1248]|f[248]|[US]\d{1,4}|O8?")
@@ -92,7 +92,7 @@ def _frombuffer(data: bytes, data_type: _DataType, shape: Any, order: str, *_: A
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Stand for `_codecs.encode`, by which pickles of protocol 2 write bytes."""
     if encoding != "latin1":
-        raise ValueError(f"bytes written as {encoding!r} are not read")
+        raise ValueError(f"bytes written as {brief(encoding)} are not read")
     return text.encode("latin1")
 
 

@@ -1,5 +1,6 @@
 """Files made to exhaust memory or time, to run something or to leave their folder."""
 
+import codecs
 import gzip
 import io
 import json
@@ -61,6 +62,13 @@ def shared(depth: int = 60) -> list:
     for _ in range(depth):
         tree = [tree, tree]
     return tree
+
+
+class Encoded:
+    """Pickles as a text encoded by something that prints without end."""
+
+    def __reduce__(self):
+        return codecs.encode, ("a", shared())
 
 
 def without_end() -> bytes:
@@ -204,6 +212,11 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "number that prints without end": ("nats_bench", without_end, "got a list"),
     "figures without end": ("hw_nas_bench", figures_without_end, "something in it is no number"),
+    "encoding that prints without end": (
+        "hw_nas_bench",
+        lambda: pickle.dumps(Encoded(), 2),
+        "bytes written as a list",
+    ),
     "change of the reader itself": (
         "hw_nas_bench",
         lambda: b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__U\x03zip\x85s\x86b.",
