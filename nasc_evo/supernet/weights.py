@@ -156,10 +156,13 @@ def load_importance(path: Path) -> dict[int, NDArray[np.float64]]:
     """
     tensors = _read_tensors(path, "numpy", lambda name: name.startswith(IMPORTANCE_PREFIX))
     try:
-        return {
-            int(name.removeprefix(IMPORTANCE_PREFIX)): scores.astype(np.float64)
-            for name, scores in tensors.items()
-        }
+        if any(scores.dtype.kind != "f" for scores in tensors.values()):
+            raise ValueError("an importance of channels is no float")
+        with np.errstate(invalid="ignore"):  # what is not finite, the space refuses
+            return {
+                int(name.removeprefix(IMPORTANCE_PREFIX)): scores.astype(np.float64)
+                for name, scores in tensors.items()
+            }
     except ValueError as error:
         raise UserError(f"The weight file {path} is damaged ({one_line(error)}).") from error
 
