@@ -5,7 +5,7 @@ imported only when an evaluator is made.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +30,10 @@ def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDatas
         return dataset
     if isinstance(dataset, str):
         return get_dataset(dataset)
-    values = dict(dataset)
+    values = dict(dataset) if isinstance(dataset, Mapping) else {}
     if set(values) != {"name", "geometry"}:
-        raise UserError(f"A data set is given by name and geometry, got {', '.join(values)}.")
-    return get_dataset(values["name"], values["geometry"])
+        raise UserError(f"A data set is given by name and geometry, got {dataset}.")
+    return get_dataset(str(values["name"]), values["geometry"])
 
 
 def build_architecture(name: str, dataset: ImageDataset) -> ArchitectureSpace:
@@ -50,15 +50,17 @@ def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
     if isinstance(node, Mapping):
         values = {"path": None, "idle_mw": None, **node}
         if set(values) != {"name", "path", "idle_mw"}:
-            raise UserError(f"A node has the fields name, path and idle_mw, got {', '.join(node)}.")
+            raise UserError(f"A node has the fields name, path and idle_mw, got {dict(node)}.")
         idle_mw = values["idle_mw"]
         if idle_mw is not None and not (isinstance(idle_mw, (int, float)) and 0 <= idle_mw < 1e9):
             raise UserError(f"{role}.idle_mw must be a number >= 0, got {idle_mw!r}.")
         if values["path"] is not None:
-            table = CostTable.load(Path(values["path"]).expanduser(), space)
+            table = CostTable.load(Path(str(values["path"])).expanduser(), space)
             return Node(table.name, table, role, idle_mw)
         name = str(values["name"])
         return Node(name, CostTable.shipped(name, space), role, idle_mw)
+    if not isinstance(node, str | os.PathLike):
+        raise UserError(f"A {role} is given by its name, a table file or fields, got {node}.")
     text = os.fspath(node)
     if text.endswith(".csv") or os.sep in text:
         table = CostTable.load(text, space)
@@ -68,12 +70,19 @@ def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
 
 def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_bytes: int) -> Chain:
     """Return a chain of `{nodes, links, roles}`; without roles a device and servers."""
-    nodes, links = chain["nodes"], chain["links"]
-    roles = chain.get("roles") or [DEVICE] + [SERVER] * (len(nodes) - 1)
-    if len(roles) != len(nodes) or not set(roles) <= {DEVICE, SERVER}:
+    parts = dict(chain) if isinstance(chain, Mapping) else {}
+    nodes, links = parts.get("nodes"), parts.get("links")
+    if not isinstance(nodes, Sequence) or not isinstance(links, Sequence):
+        raise UserError(f"A chain is given by lists of nodes and links, got {chain}.")
+    roles = parts.get("roles") or [DEVICE] + [SERVER] * (len(nodes) - 1)
+    if (
+        not isinstance(roles, Sequence)
+        or len(roles) != len(nodes)
+        or not all(role in (DEVICE, SERVER) for role in roles)
+    ):
         raise UserError(
             f"A chain needs one role, {DEVICE} or {SERVER}, for each of its {len(nodes)} nodes, "
-            f"got {list(roles)}."
+            f"got {roles}."
         )
     return Chain(
         space,
@@ -104,6 +113,8 @@ def evaluator_factory(
             fit.
     """
     if evaluator is not None and not isinstance(evaluator, (str, Mapping)):
+        if not hasattr(evaluator, "evaluate"):
+            raise UserError(f"evaluator must be one of {', '.join(EVALUATORS)}, got {evaluator}.")
         return evaluator, {}
     chosen = {"name": evaluator} if isinstance(evaluator, str) else dict(evaluator or {})
     name = chosen.pop("name", "supernet")

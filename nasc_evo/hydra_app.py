@@ -5,6 +5,8 @@ unknown option, a mistake found by the program - ends as one sentence and a non-
 """
 
 import contextlib
+import importlib
+import inspect
 import os
 import signal
 import sys
@@ -15,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import hydra.utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from nasc_evo.config import config_folder, group_options
 from nasc_evo.errors import UserError, one_line
@@ -135,13 +136,34 @@ def register() -> None:
 
 
 def instantiate(config: Any) -> Any:
-    """Return the object that a configuration describes; a user's mistake stays what it is."""
+    """Return the problem that a configuration describes.
+
+    Its class is the only thing that a configuration can name to be called; Hydra's own
+    instantiation would call anything, at any depth.
+
+    Raises:
+        UserError: If `_target_` names no class of problems, or an option is unknown or wrong.
+    """
+    from nasc_evo.problem import SplitProblem
+
+    options: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_dict(config) else {}
+    target = str(options.pop("_target_", None))
+    options.pop("_convert_", None)
     try:
-        return hydra.utils.instantiate(config)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+        module, _, name = target.rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
+        if not issubclass(kind, SplitProblem):
+            raise TypeError("it is no subclass of nasc_evo.problem.SplitProblem")
+    except Exception as error:  # whatever importing the module raises
+        raise UserError(
+            "problem._target_ must name a class of problems, such as problems.FBNetSplit, got "
+            f"'{target}' ({one_line(error)})."
+        ) from error
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise UserError(f"problem has wrong options: {one_line(error)}.") from error
+    return kind(**options)
 
 
 def is_sweep() -> bool:
@@ -212,10 +234,10 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         sentence = ""
         try:
             code = task(config)
-        except (UserError, OSError) as error:  # also a disk that is full, a folder that is gone
+        except (UserError, OmegaConfBaseException, OSError) as error:  # also a disk that is full
             if debug:
                 raise
-            sentence = f"Error: {one_line(error)}"
+            sentence = _sentence(error)
             print(sentence, file=sys.stderr)
             code = EXIT_USER_ERROR
             _remove_empty(Path(HydraConfig.get().runtime.output_dir))
@@ -244,9 +266,15 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
         # before a job starts, whatever goes wrong lies in the options; Hydra raises many types
         if debug or (started and not isinstance(error, OSError)):
             raise
-        print(f"Error: {_readable(error)}", file=sys.stderr)
+        print(_sentence(error), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(max(codes, default=0))
+
+
+def _sentence(error: BaseException) -> str:
+    """Return what is printed of an error: one line of limited length."""
+    sentence = error if isinstance(error, UserError) else UserError(_readable(error))
+    return f"Error: {one_line(sentence)}"
 
 
 def _remove_empty(folder: Path) -> None:

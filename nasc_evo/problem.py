@@ -5,7 +5,7 @@ pymoo problem. It owns the cache of everything evaluated, by phenotype: asking a
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -129,7 +129,7 @@ class SplitProblem(Problem):
 
     @staticmethod
     def _check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
-        names = tuple(objectives)
+        names = tuple(objectives) if isinstance(objectives, Iterable) else ()
         unknown = [name for name in names if name not in METRICS]
         if unknown:
             raise UserError(
@@ -142,6 +142,8 @@ class SplitProblem(Problem):
     @staticmethod
     def _check_limits(limits: Mapping[str, float | None]) -> dict[str, float]:
         checked = {}
+        if not isinstance(limits, Mapping):
+            raise UserError(f"limits must give a number by the name of a metric, got {limits}.")
         for name, value in limits.items():
             if name not in METRICS:
                 raise UserError(f"A limit must be on one of {', '.join(METRICS)}, got '{name}'.")

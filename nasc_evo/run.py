@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nasc_evo.errors import UserError
 from nasc_evo.hydra_app import (
@@ -27,32 +27,21 @@ def run(config: Any) -> int:
     """Run one search with a composed configuration; return the exit code."""
     from contextlib import closing
 
-    from nasc_evo.search.final import check_rescore
-    from nasc_evo.search.loop import Budget, check_whole, parse_time
-
-    check_problems_package()
-    check_filled(config)
-    check_rescore(config.rescore)
-    check_whole("seed", config.seed, 0)
-    budget = Budget(config.n_eval, config.patience, parse_time(config.max_time), config.max_failed)
-    with closing(instantiate(config.problem)) as problem:
-        return search_and_report(config, problem, budget)
+    composed = build(config)
+    with closing(composed.problem):
+        return search_and_report(config, composed)
 
 
-def search_and_report(config: Any, problem: Any, budget: Any) -> int:
+def search_and_report(config: Any, composed: "Composed") -> int:
     """Search, write the output folder, print the result; return the exit code.
 
     Args:
         config: The composed configuration.
-        problem: The :class:`nasc_evo.problem.SplitProblem`.
-        budget: The :class:`nasc_evo.search.loop.Budget`.
+        composed: What it describes.
     """
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     from nasc_evo.report.display import SearchDisplay, create_console, short_path
-    from nasc_evo.report.files import read_truth
-    from nasc_evo.search.algorithms import algorithm_options, create_algorithm
     from nasc_evo.search.final import final_result
     from nasc_evo.search.folder import MANIFEST, RunFolder
     from nasc_evo.search.loop import run_search
@@ -62,12 +51,7 @@ def search_and_report(config: Any, problem: Any, budget: Any) -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    truth = None if config.truth is None else read_truth(config.truth, problem)
-    name = resolved["algorithm"].pop("name")
-    options = algorithm_options(problem, name, resolved["algorithm"])
-    algorithm = create_algorithm(name, problem, options, seed=config.seed)
-    resolved["algorithm"] = {"name": name, **options}
+    resolved, problem, algorithm, budget, truth = composed
     identity = {
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],
@@ -159,6 +143,59 @@ def _where(problem: Any) -> str:
     """Return on which workers designs are scored, as the end of a sentence."""
     pool = getattr(problem.evaluator, "pool", None)
     return "" if pool is None else f", on {pool.where}"
+
+
+class Composed(NamedTuple):
+    """What a configuration describes.
+
+    Attributes:
+        resolved: The configuration without interpolations, with every default filled in.
+        problem: The :class:`nasc_evo.problem.SplitProblem`.
+        algorithm: A fresh pymoo algorithm.
+        budget: The :class:`nasc_evo.search.loop.Budget`.
+        truth: Hypervolume of the exact front, if one is given.
+    """
+
+    resolved: Any
+    problem: Any
+    algorithm: Any
+    budget: Any
+    truth: float | None
+
+
+def build(config: Any) -> Composed:
+    """Return what a composed configuration describes, before anything is evaluated.
+
+    Raises:
+        UserError: If an option is missing, unknown or out of range, or a file damaged.
+    """
+    from omegaconf import OmegaConf
+
+    from nasc_evo.report.files import read_truth
+    from nasc_evo.search.algorithms import algorithm_options, create_algorithm
+    from nasc_evo.search.final import check_rescore
+    from nasc_evo.search.loop import Budget, check_whole, parse_time
+
+    check_problems_package()
+    check_filled(config)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    check_rescore(config.rescore)
+    check_whole("seed", config.seed, 0)
+    budget = Budget(config.n_eval, config.patience, parse_time(config.max_time), config.max_failed)
+    given = resolved["algorithm"]
+    if not isinstance(given, dict) or "name" not in given:
+        raise UserError(f"algorithm must be fields with a name, got {given}.")
+    name = given.pop("name")
+    problem = instantiate(config.problem)
+    try:
+        options = algorithm_options(problem, name, given)
+        algorithm = create_algorithm(name, problem, options, seed=config.seed)
+        truth = None if config.truth is None else read_truth(config.truth, problem)
+    except BaseException:
+        problem.close()
+        raise
+    resolved["algorithm"] = {"name": name, **options}
+    return Composed(resolved, problem, algorithm, budget, truth)
 
 
 def check_problems_package() -> None:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nasc_evo.cost.network import OFFICIAL_FILE, official_costs
+from nasc_evo.cost.network import MAX_OFFICIAL_BYTES, OFFICIAL_FILE, official_costs
 from nasc_evo.data.images import ImageDataset, data_folder
-from nasc_evo.errors import UserError, one_line
+from nasc_evo.errors import UserError
+from nasc_evo.files import read_arrays
 from nasc_evo.space import ArchitectureSpace, Design, NASBench201Space
 from nasc_evo.supernet.score import Score
 
@@ -50,14 +51,8 @@ def read_accuracies() -> tuple[Path, dict[str, NDArray] | None]:
     path = (folder or Path()) / ACCURACY_FILE
     if folder is None or not path.is_file():
         return path, None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return path, {name: file[name] for name in file.files}
-    except Exception as error:  # zip, zlib, header and key errors have no common ancestor
-        raise UserError(
-            f"The data file {path} is damaged or not the expected one ({one_line(error)}); "
-            "write it anew with `python -m nasc_evo.costs import-natsbench FOLDER`."
-        ) from error
+    advice = "write it anew with `python -m nasc_evo.costs import-natsbench FOLDER`."
+    return path, read_arrays(path, advice, MAX_OFFICIAL_BYTES)
 
 
 def query(arch: int | str, dataset: str = "cifar10") -> dict[str, Any]:

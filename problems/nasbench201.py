@@ -95,10 +95,10 @@ class NASBench201Split(SplitProblem):
             fit = node.table.header.get("fit")
             if not isinstance(fit, dict):
                 continue
-            note = (
-                f"Block costs of {node.name} are fitted to whole networks (cross-validated MAPE "
-                f"{fit['cross_validated']['mape_percent']} %)"
-            )
+            note = f"Block costs of {node.name} are fitted to whole networks"
+            checked = fit.get("cross_validated")
+            if isinstance(checked, dict) and "mape_percent" in checked:
+                note += f" (cross-validated MAPE {checked['mape_percent']} %)"
             if node.table.totals is not None:
                 known = int(np.isfinite(node.table.totals.latency_ms).sum())
                 note += f" and scaled to the official total, known for {known} of 15625 networks"

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from nasc_evo.config import config_folder, group_options
-from nasc_evo.hydra_app import Limits, register
+from nasc_evo.hydra_app import Limits, instantiate, register
 from nasc_evo.problem import METRICS
 from nasc_evo.search.algorithms import create_algorithm
 from nasc_evo.space import NASBench201Space
@@ -58,12 +58,10 @@ def test_every_option_of_every_group_composes_and_builds(group, option, untraine
     if option == "table":
         table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
         overrides.append(f"{group}.path={table}")
-    import hydra
-
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose("config", overrides)
-    problem = hydra.utils.instantiate(config.problem)
+    problem = instantiate(config.problem)
     options = OmegaConf.to_container(config.algorithm)
     assert create_algorithm(options.pop("name"), problem, options) is not None
     X = problem.space.xl[None]

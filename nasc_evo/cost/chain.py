@@ -25,6 +25,8 @@ SERVER = "server"
 QUANTIZER_BYTES = 4
 """Two fp16 numbers a kept channel: minimum and maximum, for bits < 16."""
 LOGIT_BYTES = 4
+MAX_NODES = 5
+"""Every combination of cuts is looked at, and their number grows by the power of the links."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +92,9 @@ class Chain:
         *,
         image_bytes: int,
     ) -> None:
-        if len(nodes) < 2 or len(links) != len(nodes) - 1:
+        if not 2 <= len(nodes) <= MAX_NODES or len(links) != len(nodes) - 1:
             raise UserError(
-                "A chain needs at least two nodes and one link fewer than nodes, got "
+                f"A chain needs 2 to {MAX_NODES} nodes and one link fewer than nodes, got "
                 f"{len(nodes)} nodes and {len(links)} links."
             )
         if nodes[0].role != DEVICE:

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasc_evo.cost.network import DID_NOT_COMPILE, OFFICIAL_FILE
+from nasc_evo.cost.network import OFFICIAL_DATASETS as DATASETS
 from nasc_evo.cost.official import check_strings, official_strings, write_npz
 from nasc_evo.cost.restricted import read_pickle
 from nasc_evo.cost.table import CostTable
-from nasc_evo.errors import UserError, one_line
+from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.space.fbnet import FBNetSpace, LayerGeometry, conv_op
 from nasc_evo.space.nasbench201 import NASBench201Space
 
-DATASETS = ("cifar10", "cifar100", "ImageNet16-120")
 METRICS = (
     "edgegpu_latency",
     "edgegpu_energy",
@@ -134,8 +134,12 @@ def _part(content: Any, key: str, where: str) -> Any:
 
 def _in_order(figures: Any, n: int, where: str) -> FloatArray:
     try:
+        if isinstance(figures, list | tuple) and not all(
+            isinstance(figure, int | float | np.number) for figure in figures
+        ):
+            raise ValueError("something in it is no number")
         array = np.asarray(figures, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where} must hold {n} numbers ({one_line(error)}).") from error
     if array.shape != (n,):
         raise UserError(f"{where} must hold {n} numbers, got an array of shape {array.shape}.")
@@ -156,7 +160,9 @@ def _check_figures(figures: FloatArray, metric: str, where: str) -> None:
 
 
 def _strings(configs: Any, where: str) -> list[Any]:
-    if not isinstance(configs, list | tuple | np.ndarray):
+    if isinstance(configs, np.ndarray) and configs.ndim == 1:
+        configs = list(configs)
+    if not isinstance(configs, list | tuple):
         raise UserError(f"{where} must be a list of architectures.")
     return [config.get("arch_str") if isinstance(config, Mapping) else None for config in configs]
 
@@ -189,7 +195,10 @@ def first_difference(content: Any, path: Path) -> str | None:
             for (i, j), key in keys.items():
                 got = figures.get(key) if isinstance(figures, Mapping) else None
                 if not isinstance(got, int | float) or got != ours[i, j]:
-                    return f"{metric} of {key} is {got} in {path} and {ours[i, j]} in the table."
+                    return (
+                        f"{metric} of {key} is {brief(got)} in {path} and {ours[i, j]} in the "
+                        "table."
+                    )
     return None
 
 

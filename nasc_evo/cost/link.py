@@ -79,6 +79,8 @@ class Link:
         """
         if isinstance(link, Link):
             return link
+        if not isinstance(link, str | Mapping):
+            raise UserError(f"A link is given by its name or its fields, got {link}.")
         values = dict(load_group_option("link", link) if isinstance(link, str) else link)
         values.pop("source", None)
         radio = values.pop("radio", None)

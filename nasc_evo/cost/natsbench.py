@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from nasc_evo.cost.official import check_strings, official_strings, write_npz
 from nasc_evo.cost.restricted import read_pickle
-from nasc_evo.errors import UserError
+from nasc_evo.errors import UserError, brief
 from nasc_evo.space.nasbench201 import OPS, NASBench201Space
 
 FILE_NAME = "nb201_accuracy.npz"
@@ -158,8 +158,8 @@ def read_architecture(path: Path, index: int, string: str) -> dict[str, float]:
         got = _field(state, "arch_index", int, where), _field(state, "arch_str", str, where)
         if got != (index, string):
             raise UserError(
-                f"{where} are of architecture {got[0]} '{got[1]}', but the file should be that of "
-                f"{index} '{string}'."
+                f"{where} are of architecture {brief(got[0])} {brief(got[1])}, but the file should "
+                f"be that of {index} '{string}'."
             )
         runs[epochs] = _runs(state, where)
     figures = {}
@@ -196,7 +196,8 @@ def _runs(state: Any, where: str) -> dict[str, list[tuple[int, Any]]]:
         if not isinstance(seeds, list) or not all(
             isinstance(seed, int) and (dataset, seed) in results for seed in seeds
         ):
-            raise UserError(f"{where} lack results of {dataset} for one of the seeds {seeds}.")
+            shown = ", ".join(map(brief, seeds)) if isinstance(seeds, list) else brief(seeds)
+            raise UserError(f"{where} lack results of {dataset} for one of the seeds [{shown}].")
         runs[dataset] = [(seed, results[dataset, seed]) for seed in seeds]
     return runs
 
@@ -214,7 +215,7 @@ def _field(content: Any, key: str, kind: type, where: str) -> Any:
 
 def _number(value: Any, low: float, high: float, where: str) -> float:
     if not isinstance(value, int | float | np.number) or not low <= value <= high:
-        raise UserError(f"{where} must be a number from {low:g} to {high:g}, got {value!r}.")
+        raise UserError(f"{where} must be a number from {low:g} to {high:g}, got {brief(value)}.")
     return float(value)
 
 

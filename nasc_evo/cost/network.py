@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 
 from nasc_evo.data.images import data_folder
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_arrays
 
 OFFICIAL_FILE = Path("hwnas") / "nb201_hw.npz"
-OFFICIAL_DATASET = "cifar10"
+OFFICIAL_DATASETS = ("cifar10", "cifar100", "ImageNet16-120")
+OFFICIAL_DATASET = OFFICIAL_DATASETS[0]
+MAX_OFFICIAL_BYTES = 64 * 2**20
+"""Largest size of a file of official figures, several times what they have."""
 DID_NOT_COMPILE = -1.0
 
 FloatArray = NDArray[np.float64]
@@ -66,23 +70,24 @@ def official_costs(n_networks: int) -> OfficialCosts | None:
     if folder is None or not (folder / OFFICIAL_FILE).is_file():
         return None
     path = folder / OFFICIAL_FILE
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            costs = OfficialCosts(
-                file["values"], file["datasets"].tolist(), file["metrics"].tolist()
-            )
-    except Exception as error:  # zip, zlib, header and key errors have no common ancestor
-        raise UserError(
-            f"The data file {path} is damaged or not the expected one ({one_line(error)}); write "
-            "it anew with `python -m nasc_evo.costs import-hwnasbench FILE`."
-        ) from error
-    shape = (len(costs.datasets), len(costs.metrics), n_networks)
-    if costs.values.shape != shape or costs.values.dtype != np.float64:
+    advice = "write it anew with `python -m nasc_evo.costs import-hwnasbench FILE`."
+    arrays = read_arrays(path, advice, MAX_OFFICIAL_BYTES, ("values", "datasets", "metrics"))
+    values = arrays.pop("values")
+    for name, array in arrays.items():
+        if array.ndim != 1 or array.dtype.kind != "U":
+            raise UserError(f"'{name}' of the data file {path} must be a list of texts; {advice}")
+    datasets, metrics = arrays["datasets"].tolist(), arrays["metrics"].tolist()
+    shape = (len(datasets), len(metrics), n_networks)
+    if values.shape != shape or values.dtype != np.float64:
         raise UserError(
             f"The data file {path} must hold float64 figures of shape {shape}, got "
-            f"{costs.values.dtype} of shape {costs.values.shape}."
+            f"{values.dtype} of shape {values.shape}; {advice}"
         )
-    return costs
+    if not set(OFFICIAL_DATASETS) <= set(datasets):
+        raise UserError(
+            f"The data file {path} must have figures of {', '.join(OFFICIAL_DATASETS)}; {advice}"
+        )
+    return OfficialCosts(values, datasets, metrics)
 
 
 def official_totals(machine: str, n_networks: int) -> NetworkTotals | None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasc_evo.data.images import data_folder
-from nasc_evo.errors import UserError, one_line
+from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.space.nasbench201 import NASBench201Space
 
 
@@ -69,5 +69,6 @@ def check_strings(got: Sequence[Any], expected: Sequence[str], where: str) -> No
     for index, (one, other) in enumerate(zip(got, expected, strict=True)):
         if not isinstance(one, str) or one != other:
             raise UserError(
-                f"Architecture {index} of {where} is '{one}', but the official one is '{other}'."
+                f"Architecture {index} of {where} is {brief(one)}, but the official one is "
+                f"'{other}'."
             )

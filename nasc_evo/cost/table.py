@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 
 from nasc_evo.cost.network import NetworkTotals, official_totals, unpack_flags
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_bytes
 from nasc_evo.space.architecture import ArchitectureSpace
 
 FORMAT = "nasc_evo cost table 1"
 TABLES = Path(__file__).parent / "tables"
 COLUMNS = ["position", "op", "latency_ms", "energy_mj"]
 MAX_BYTES = 16 * 2**20
+MAX_HEADER_CHARACTERS = 2**16
 
 FloatArray = NDArray[np.float64]
 
@@ -68,9 +70,7 @@ class CostTable:
         """
         path = Path(path)
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise UserError(f"The cost table {path} is larger than {MAX_BYTES} bytes.")
-            content = path.read_bytes()
+            content = read_bytes(path, MAX_BYTES)
             text = content.decode("utf-8")
         except FileNotFoundError as error:
             raise UserError(f"There is no cost table file {path}.") from error
@@ -84,7 +84,10 @@ class CostTable:
                     f"The cost table {path} is for {key} {header[key]}, this run needs {value}."
                 )
         rows = [line for line in lines if line.strip() and not line.startswith("#")]
-        latency, energy = _read_rows(path, rows, space)
+        try:
+            latency, energy = _read_rows(path, rows, space)
+        except csv.Error as error:
+            raise UserError(f"The cost table {path} is no CSV ({one_line(error)}).") from error
         pruned = header.get("pruned", [])
         if not isinstance(pruned, list) or not set(map(str, pruned)) <= set(space.prunable):
             raise UserError(
@@ -137,10 +140,23 @@ def shipped_names(space: ArchitectureSpace) -> list[str]:
     return sorted(path.stem.removeprefix(prefix) for path in TABLES.glob(f"{prefix}*.csv"))
 
 
+class _HeaderLoader(yaml.SafeLoader):
+    """Knows no aliases, by which a short text can stand for an endless one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node."""
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
 def _read_header(path: Path, lines: list[str]) -> dict[str, Any]:
+    text = "\n".join(line[1:].removeprefix(" ") for line in lines)
     try:
-        header = yaml.safe_load("\n".join(line[1:].removeprefix(" ") for line in lines))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if len(text) > MAX_HEADER_CHARACTERS:
+            raise ValueError(f"more than {MAX_HEADER_CHARACTERS} characters")
+        header = yaml.load(text, _HeaderLoader)
+    except Exception as error:  # values such as dates raise anything
         raise UserError(
             f"The header of the cost table {path} is no YAML mapping ({one_line(error)})."
         ) from error

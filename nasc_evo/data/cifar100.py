@@ -1,8 +1,9 @@
 """CIFAR-100 (Krizhevsky 2009), read from the official binary version, which needs no pickle."""
 
+import io
 import tarfile
-import zlib
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 
 from nasc_evo.data.images import HeldOutDataset, Images, check_sha256, data_folder, fetch, read_npz
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_gzip
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 ARCHIVE_HASH = "md5:03b5dce01913d631647c71ecec9e9cb8"
 IMAGES = {"train": 50000, "test": 10000}
 RECORD_BYTES = 2 + 3 * 32 * 32
 """Coarse label, fine label, then the red, green and blue planes."""
+MAX_ARCHIVE_BYTES = 192 * 2**20
+"""Largest size of the archive after decompression; the official one has 185 MB."""
+MAX_MEMBERS = 100
 ARRAY_SHA256 = {
     "x_train": "4e457917601a66aed021f5fa37957b56c6319557c0a8ed5484de3c390af45430",
     "y_train": "9f11b9f97aad759ba6df0a33e3218b01d8deaf4ed3a14aa1185d69b9ad7ebcb3",
@@ -67,15 +72,20 @@ def read_archive(path: Path) -> dict[str, NDArray]:
     """
     arrays: dict[str, NDArray] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        content = read_gzip(path, MAX_ARCHIVE_BYTES)
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            members = {member.name: member for member in islice(archive, MAX_MEMBERS)}
             for part, count in IMAGES.items():
-                file = archive.extractfile(f"cifar-100-binary/{part}.bin")
-                content = b"" if file is None else file.read(count * RECORD_BYTES + 1)
+                member = members[f"cifar-100-binary/{part}.bin"]
+                if not member.isreg() or member.size != count * RECORD_BYTES:
+                    raise ValueError(f"{member.name} is no file of {count} images")
+                file = archive.extractfile(member)
+                content = b"" if file is None else file.read()
                 records = np.frombuffer(content, dtype=np.uint8).reshape(count, RECORD_BYTES)
                 planes = records[:, 2:].reshape(count, 3, 32, 32)
                 arrays[f"x_{part}"] = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
                 arrays[f"y_{part}"] = records[:, 1].copy()
-    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
+    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
         raise UserError(
             f"The archive {path} is damaged or not the official CIFAR-100 binary version "
             f"({one_line(error)}); delete it and run again."

@@ -5,8 +5,6 @@ geometry and costs are those of the CIFAR networks. A part ships in the package;
 the four official IDX files.
 """
 
-import gzip
-import zlib
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from nasc_evo.data.images import HeldOutDataset, Images, check_sha256, data_folder, fetch, read_npz
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_gzip
 
 URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 FILE_MD5 = {
@@ -118,9 +117,8 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     size = int(np.prod(shape))
     header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
     try:
-        with gzip.open(path, "rb") as file:
-            content = file.read(len(header) + size + 1)
-    except (OSError, EOFError, zlib.error) as error:
+        content = read_gzip(path, len(header) + size)
+    except OSError as error:
         raise UserError(
             f"The file {path} is damaged ({one_line(error)}); replace it by the official one."
         ) from error

@@ -19,10 +19,13 @@ import pooch
 from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_arrays
 
 SPLITS = ("train", "calibration", "search", "test")
 CALIBRATION_IMAGES = 512
 SPLIT_SEED = 2022
+MAX_NPZ_BYTES = 256 * 2**20
+"""Largest size of a file of images, compressed or not; that of CIFAR-100 is 184 MB."""
 
 
 @dataclass(frozen=True)
@@ -226,16 +229,7 @@ def read_npz(path: Path, shapes: dict[str, tuple[int | None, ...]]) -> dict[str,
     Raises:
         UserError: If the file is missing, damaged, or an array is missing or of another shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in shapes}
-    except FileNotFoundError as error:
-        raise UserError(f"The data file {path} does not exist.") from error
-    except Exception as error:  # zip, zlib, header and key errors have no common ancestor
-        raise UserError(
-            f"The data file {path} is damaged or not the expected one ({one_line(error)}); "
-            "replace it by an intact copy."
-        ) from error
+    arrays = read_arrays(path, "replace it by an intact copy.", MAX_NPZ_BYTES, tuple(shapes))
     for name, shape in shapes.items():
         got = arrays[name]
         same = len(got.shape) == len(shape) and all(

@@ -1,7 +1,7 @@
 """`pareto.csv` and `pareto.json`."""
 
 import csv
-import json
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_bytes, read_json
 from nasc_evo.problem import METRICS, SplitProblem, describe_evaluation
 from nasc_evo.search.final import COLUMNS, FinalResult, front_rows
 from nasc_evo.search.folder import first_difference, write_json
@@ -23,6 +24,7 @@ CHAIN_PARTS = ("node_ms", "links_ms")
 """Further columns of `pareto.csv` where a chain has more than two nodes."""
 OPTIONAL = ("error_test", "energy_mj")
 """Columns of `pareto.csv` that are empty where the figure is not known."""
+MAX_FRONT_BYTES = 16 * 2**20
 
 
 def write_front(
@@ -76,11 +78,11 @@ def read_front(
         OSError: If it cannot be read.
         ValueError: If a column is missing or unknown, or a figure is no finite number.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            header, *lines = csv.reader(file, strict=True)
-        except csv.Error as error:
-            raise ValueError(str(error)) from error
+    text = read_bytes(path, MAX_FRONT_BYTES).decode("utf-8")
+    try:
+        header, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
     if tuple(header) not in (COLUMNS, (*COLUMNS, *CHAIN_PARTS)):
         raise ValueError("its columns are not those of a front")
     rows = []
@@ -118,7 +120,8 @@ def read_truth(path: str | os.PathLike[str], problem: SplitProblem) -> float:
     path = Path(path)
     try:
         _, F = read_front(path, problem.objectives)
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problem"]
+        document = read_json(path.with_suffix(".json"))
+        described, written = document["problem"], document["hypervolume"]["value"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"The exact front {path} and the .json beside it cannot be read ({one_line(error)}); "
@@ -131,10 +134,14 @@ def read_truth(path: str | os.PathLike[str], problem: SplitProblem) -> float:
             f"The exact front {path} is of another problem: its {key} is {before!r}, this run has "
             f"{now!r}; write the one of this run with `python -m nasc_evo.truth`."
         )
-    if not len(F):
-        raise UserError(f"The exact front {path} holds no designs to compare with.")
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
-    return hypervolume(F, reference)
+    value = hypervolume(F, reference)
+    if not (value > 0 and value == written):
+        raise UserError(
+            f"The exact front {path} has the hypervolume {value:.6g}, not that of the .json beside "
+            "it; write both with `python -m nasc_evo.truth`."
+        )
+    return value
 
 
 def front_document(

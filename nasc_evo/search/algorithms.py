@@ -18,6 +18,7 @@ OPTIONS = ("crossover", "crossover_rate", "cut_rate", "bits_rate", "best_cut_rat
 DEFAULTS: dict[str, Any] = {"pop_size": 40, "crossover_rate": 0.9, "best_cut_rate": 0.0}
 LOSSLESS_DEFAULTS: dict[str, Any] = {"pop_size": 20, "crossover_rate": 0.15, "best_cut_rate": 0.9}
 """Where nothing is lost on a link: the error does not depend on the cut, and genes are few."""
+MAX_POPULATION = 100_000
 ALGORITHMS = ("nsga2", "nsga3", "agemoea", "moead", "random")
 
 
@@ -78,9 +79,10 @@ def algorithm_options(
     lossless = problem.lossless and name != "random"
     values = {**(LOSSLESS_DEFAULTS if lossless else DEFAULTS), **given}
     pop_size = values["pop_size"]
-    if not isinstance(pop_size, int) or isinstance(pop_size, bool) or pop_size < 4:
+    whole = isinstance(pop_size, int) and not isinstance(pop_size, bool)
+    if not (whole and 4 <= pop_size <= MAX_POPULATION):
         raise UserError(
-            f"algorithm.pop_size must be a whole number of at least 4, got {pop_size!r}."
+            f"algorithm.pop_size must be a whole number in 4..{MAX_POPULATION}, got {pop_size!r}."
         )
     return values
 

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from nasc_evo import __version__
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_json
 from nasc_evo.search.journal import Journal
 
 FORMAT = "nasc_evo run 1"
@@ -127,8 +128,8 @@ def read_document(path: Path, kind: str, expected: str) -> dict[str, Any]:
         UserError: If it is missing or damaged, or of another format.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"The {kind} {path} is damaged ({one_line(error)}).") from error
     if not isinstance(document, dict) or document.get("format") != expected:
         raise UserError(f"{path} is no {kind} of format '{expected}'.")

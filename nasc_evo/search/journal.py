@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import parse_json
 from nasc_evo.problem import Evaluation, describe_evaluation
 from nasc_evo.supernet.score import Score
 
 ScoreKey = tuple[str, str, int]
 """Phenotype key, split, number of images."""
+MAX_LINE_BYTES = 2**20
 
 
 def to_record(evaluation: Evaluation) -> dict[str, Any]:
@@ -58,34 +60,47 @@ class Journal:
 
     def _read(self) -> int:
         """Read all whole lines; return the size of what is intact (a torn last line is not)."""
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:end].splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                key = (record["key"], record["split"], record["images"])
-                correct = record["correct"]
-                valid = (
-                    isinstance(key[0], str)
-                    and isinstance(key[1], str)
-                    and type(key[2]) is int
-                    and (
-                        correct is None
-                        or (type(correct) in (int, float) and 0 <= correct <= key[2])
-                    )
-                )
-                if not valid:
-                    raise ValueError("a field has a wrong type or range")
-                if correct is None:  # will be tried again
-                    self.failures.add(key)
-                else:
-                    self.scores[key] = Score(correct, key[2])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(
-                    f"Line {number} of the journal {self.path} is damaged ({one_line(error)}); "
-                    "delete that line, its design will be evaluated again, and resume."
-                ) from error
+        end = 0
+        try:
+            with open(self.path, "rb") as file:
+                lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+                for number, line in enumerate(lines, start=1):
+                    if line.endswith(b"\n") or len(line) == MAX_LINE_BYTES:
+                        self._take(line, number)
+                        end += len(line)
+        except OSError as error:
+            raise UserError(
+                f"The journal {self.path} cannot be read ({one_line(error)})."
+            ) from error
         return end
+
+    def _take(self, line: bytes, number: int) -> None:
+        """Take over the score of a line."""
+        try:
+            if len(line) == MAX_LINE_BYTES:
+                raise ValueError("it is too long")
+            record = parse_json(line)
+            key = (record["key"], record["split"], record["images"])
+            correct, message = record["correct"], record["message"]
+            valid = (
+                isinstance(key[0], str)
+                and isinstance(key[1], str)
+                and isinstance(message, str)
+                and type(key[2]) is int
+                and key[2] > 0
+                and (correct is None or (type(correct) in (int, float) and 0 <= correct <= key[2]))
+            )
+            if not valid:
+                raise ValueError("a field has a wrong type or range")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"Line {number} of the journal {self.path} is damaged ({one_line(error)}); "
+                "delete that line, its design will be evaluated again, and resume."
+            ) from error
+        if correct is None:  # will be tried again
+            self.failures.add(key)
+        else:
+            self.scores[key] = Score(correct, key[2], message)
 
     def append(self, evaluation: Evaluation) -> None:
         """Write one evaluation and flush; a failure that the file holds already is not repeated.

@@ -10,7 +10,7 @@ where the stored image (c = 0) or nothing (c = n) is sent have no effect and are
 an empty mask stands for the most important group alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +115,7 @@ class SplitSpace:
         n = architecture.n_blocks
         if n_links < 1:
             raise UserError(f"A chain needs at least one link, got {n_links}.")
-        if not 1 <= min_device_blocks <= n:
+        if not isinstance(min_device_blocks, int) or not 1 <= min_device_blocks <= n:
             raise UserError(
                 f"min_device_blocks must be in 1..{n} for {architecture.name}, "
                 f"got {min_device_blocks}; use allow_raw_offload=true to send the input itself."
@@ -142,10 +142,10 @@ class SplitSpace:
         self.bits_genes = starts + 1 + self.n_mask if bits_size else np.array([], dtype=np.int64)
 
     def _check_bits(self, bits: Sequence[int]) -> tuple[int, ...]:
-        values = tuple(bits)
-        if not values or len(set(values)) != len(values) or not set(values) <= set(BITS):
+        values = tuple(bits) if isinstance(bits, Iterable) else ()
+        if not values or not all(v in BITS for v in values) or len(set(values)) != len(values):
             raise UserError(
-                f"bits must be a list of different widths out of {list(BITS)}, got {list(values)}."
+                f"bits must be a list of different widths out of {list(BITS)}, got {bits}."
             )
         return tuple(sorted(values))
 
@@ -171,6 +171,11 @@ class SplitSpace:
     def _importance_order(self, scores: Mapping[int, Sequence[float]]) -> IntArray:
         order = np.tile(np.arange(self.max_groups), (len(self.groups_at), 1))
         for cut, values in scores.items():
+            if not 0 < cut < self.architecture.n_blocks:
+                raise UserError(
+                    f"Channels have an importance at the inner cuts 1.."
+                    f"{self.architecture.n_blocks - 1}, got one at cut {cut}."
+                )
             n_groups, channels = self.groups_at[cut], self.channels_at[cut]
             if np.shape(values) != (channels,) or not np.isfinite(values).all():
                 raise UserError(

@@ -26,6 +26,7 @@ from torch import Tensor
 from nasc_evo import __version__
 from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import check_uncompressed
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
 from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
@@ -484,9 +485,13 @@ class Trainer:
 
     def _load(self) -> None:
         try:
+            check_uncompressed(self.checkpoint)
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            identity = state["identity"]
-            if identity == self._identity():
+            if state["identity"] == self._identity():
+                if type(state["step"]) is not int or not 0 <= state["step"] <= self.steps:
+                    raise ValueError(f"step {state['step']!r} of {self.steps}")
+                if [v.shape for v in state["averaged"]] != [v.shape for v in self.averaged]:
+                    raise ValueError("the averaged weights are those of another network")
                 self.supernet.load_state_dict(state["model"])
                 self.averaged = [value.to(self.device) for value in state["averaged"]]
                 self.optimizer.load_state_dict(state["optimizer"])

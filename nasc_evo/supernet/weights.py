@@ -8,21 +8,24 @@ manifest is refused.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError, one_line
+from nasc_evo.files import read_json
 from nasc_evo.space.architecture import ArchitectureSpace
 
 FORMAT = "nasc_evo supernet 1"
 PRETRAINED = Path(__file__).parent / "pretrained"
 IMPORTANCE_PREFIX = "channel_importance."
+MAX_BYTES = 512 * 2**20
+MAX_HEADER_BYTES = 2**20
 
 
 def weights_name(space: ArchitectureSpace, dataset: ImageDataset) -> str:
@@ -39,7 +42,7 @@ def find_weights(
         UserError: If there is none.
     """
     if path is not None:
-        file = Path(path)
+        file = Path(path if isinstance(path, os.PathLike) else str(path))
         if not file.is_file():
             raise UserError(
                 f"There is no weight file {file}; give evaluator.weights the .safetensors file "
@@ -65,7 +68,7 @@ def read_manifest(path: Path, space: ArchitectureSpace, dataset: ImageDataset) -
     """
     manifest_path = path.with_suffix(".json")
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = read_json(manifest_path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"The manifest {manifest_path} of the weight file cannot be read ({one_line(error)})."
@@ -84,6 +87,8 @@ def read_manifest(path: Path, space: ArchitectureSpace, dataset: ImageDataset) -
                 f"The weight file {path} is for {key} {manifest.get(key)!r}, this run needs "
                 f"{value!r}; choose other weights or train them with nasc_evo.train."
             )
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"The weight file {path} is larger than {MAX_BYTES} bytes.")
     if manifest.get("sha256") != file_sha256(path):
         raise UserError(
             f"The weight file {path} does not have the sha256 of its manifest; it is damaged or "
@@ -104,11 +109,19 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is damaged.
     """
+    return _read_tensors(path, "pt", lambda name: not name.startswith(IMPORTANCE_PREFIX))
+
+
+def _read_tensors(path: Path, framework: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
+    """Return the tensors whose names are wanted, a UserError if the file is damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            names = [n for n in file.keys() if not n.startswith(IMPORTANCE_PREFIX)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+        with open(path, "rb") as content:
+            header_bytes = int.from_bytes(content.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header_bytes} bytes")
+        with safe_open(path, framework=framework) as file:
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+    except Exception as error:  # shapes and types that torch does not know raise anything
         raise UserError(f"The weight file {path} is damaged ({one_line(error)}).") from error
 
 
@@ -141,16 +154,17 @@ def load_importance(path: Path) -> dict[int, NDArray[np.float64]]:
     Raises:
         UserError: If the file is damaged.
     """
-    scores = {}
+    tensors = _read_tensors(path, "numpy", lambda name: name.startswith(IMPORTANCE_PREFIX))
     try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                if name.startswith(IMPORTANCE_PREFIX):
-                    cut = int(name.removeprefix(IMPORTANCE_PREFIX))
-                    scores[cut] = file.get_tensor(name).astype(np.float64)
-    except (SafetensorError, OSError, ValueError) as error:
+        if any(scores.dtype.kind != "f" for scores in tensors.values()):
+            raise ValueError("an importance of channels is no float")
+        with np.errstate(invalid="ignore"):  # what is not finite, the space refuses
+            return {
+                int(name.removeprefix(IMPORTANCE_PREFIX)): scores.astype(np.float64)
+                for name, scores in tensors.items()
+            }
+    except ValueError as error:
         raise UserError(f"The weight file {path} is damaged ({one_line(error)}).") from error
-    return scores
 
 
 def save_supernet(
