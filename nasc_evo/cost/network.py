@@ -38,11 +38,13 @@ class NetworkTotals:
     Attributes:
         latency_ms: `[networks]`, NaN where there is none.
         energy_mj: Likewise; None where the machine has no energies.
+        refused: Which networks did not compile.
         sha256: Of the figures.
     """
 
     latency_ms: FloatArray
     energy_mj: FloatArray | None
+    refused: NDArray[np.bool_]
     sha256: str
 
 
@@ -100,17 +102,19 @@ def official_totals(machine: str, n_networks: int) -> NetworkTotals | None:
     if costs is None or f"{machine}_latency" not in costs.metrics:
         return None
     values, metrics = costs.values[costs.datasets.index(OFFICIAL_DATASET)], costs.metrics
-    latency_ms = _measured(values[metrics.index(f"{machine}_latency")])
+    official = values[metrics.index(f"{machine}_latency")]
+    latency_ms, refused = _measured(official), official == DID_NOT_COMPILE
     energy_mj = None
     if f"{machine}_energy" in metrics:
         energy_mj = _measured(values[metrics.index(f"{machine}_energy")])
     digest = hashlib.sha256(latency_ms.tobytes())
+    digest.update(refused.tobytes() if refused.any() else b"")
     digest.update(b"" if energy_mj is None else energy_mj.tobytes())
-    return NetworkTotals(latency_ms, energy_mj, digest.hexdigest())
+    return NetworkTotals(latency_ms, energy_mj, refused, digest.hexdigest())
 
 
 def _measured(values: FloatArray) -> FloatArray:
-    return np.where(values > 0, values, np.nan)
+    return np.where((values > 0) & np.isfinite(values), values, np.nan)
 
 
 def pack_flags(flags: NDArray[np.bool_]) -> str:

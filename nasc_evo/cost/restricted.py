@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.files import read_bytes
 
-_TYPE_NAME = re.compile(r"b1|[iu][1248]|f[248]|[US]\d{1,4}|O8?")
+_TYPE_NAME = re.compile(r"b1|[iu][1248]|f[248]|[US][1-9]\d{0,3}|O8?")
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
@@ -78,15 +78,22 @@ def _reconstruct(*_: Any) -> _Array:
     return _Array.__new__(_Array, (0,))
 
 
+def _content(data: Any, data_type: _DataType) -> NDArray:
+    """Return bytes as values; no array, whose memory may be freed under a view of it."""
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"values read from a {type(data).__name__} instead of bytes")
+    return np.frombuffer(bytes(data), data_type.plain)
+
+
 def _scalar(data_type: _DataType, data: bytes) -> Any:
     """Stand for `numpy.core.multiarray.scalar`."""
-    (value,) = np.frombuffer(data, data_type.plain)
+    (value,) = _content(data, data_type)
     return value
 
 
 def _frombuffer(data: bytes, data_type: _DataType, shape: Any, order: str, *_: Any) -> NDArray:
     """Stand for `numpy.core.numeric._frombuffer`, which pickles of protocol 5 call."""
-    return np.frombuffer(data, data_type.plain).reshape(shape, order="F" if order == "F" else "C")
+    return _content(data, data_type).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:

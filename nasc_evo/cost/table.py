@@ -131,7 +131,11 @@ class CostTable:
         table = cls.load(path, space)
         if not len(space.architectures):
             return table
-        return replace(table, totals=official_totals(name, len(space.architectures)))
+        totals = official_totals(name, len(space.architectures))
+        refused = table.refused
+        if totals is not None and totals.refused.any():
+            refused = totals.refused if refused is None else refused | totals.refused
+        return replace(table, totals=totals, refused=refused)
 
 
 def shipped_names(space: ArchitectureSpace) -> list[str]:

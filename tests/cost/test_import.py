@@ -130,6 +130,29 @@ def test_other_names_are_refused(tmp_path, data, name):
         read_pickle(path, 10**6)
 
 
+def test_no_view_of_an_array_is_made(tmp_path):
+    # its memory could be freed under the view by a second state of the array
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(tR"
+    dtype = b"cnumpy\ndtype\n(Vf8\nI00\nI01\ntR"
+    for call in (
+        b"cnumpy.core.numeric\n_frombuffer\n(" + array + dtype + b"(I0\ntVC\ntR.",
+        b"cnumpy.core.multiarray\nscalar\n(" + dtype + array + b"tR.",
+    ):
+        path = tmp_path / "file.pickle"
+        path.write_bytes(call)
+        with pytest.raises(UserError, match="values read from a _Array instead of bytes"):
+            read_pickle(path, 10**6)
+
+
+@pytest.mark.parametrize("kind", ["U0", "S0"])
+def test_texts_without_length_are_refused(tmp_path, kind):
+    # an array of any number of them needs no content
+    path = tmp_path / "file.pickle"
+    path.write_bytes(f"cnumpy\ndtype\n(V{kind}\nI00\nI01\ntR.".encode())
+    with pytest.raises(UserError, match=f"arrays of type '{kind}' are not read"):
+        read_pickle(path, 10**6)
+
+
 def crafted_dtype(name, state):
     """Return a pickle of a scalar of eight bytes whose data type has any state."""
     text = f"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(V{name}\nI00\nI01\ntR(I3\n"

@@ -100,6 +100,24 @@ def test_costs_by_hand_without_official_figures(without_official):
     assert costs[0] == costs[1]
 
 
+def test_what_an_imported_file_says_did_not_compile_is_refused_too(tmp_path, monkeypatch):
+    with np.load(needs_data("hwnas/nb201_hw.npz")) as file:
+        arrays = dict(file)
+    metrics, datasets = arrays["metrics"].tolist(), arrays["datasets"].tolist()
+    values = arrays["values"][datasets.index("cifar10"), metrics.index("edgetpu_latency")]
+    unknown = np.flatnonzero(np.isnan(values))[:3]
+    values[unknown] = DID_NOT_COMPILE
+    other = arrays["values"][datasets.index("cifar10"), metrics.index("pixel3_latency")]
+    other[7] = DID_NOT_COMPILE
+    (tmp_path / "hwnas").mkdir()
+    np.savez(tmp_path / "hwnas" / "nb201_hw.npz", **arrays)
+    monkeypatch.setenv("NASC_EVO_DATA", str(tmp_path))
+    refused = CostTable.shipped("edgetpu", SPACE).refused
+    assert refused[unknown].all()
+    assert refused.sum() == 3768 + 3
+    assert np.flatnonzero(CostTable.shipped("pixel3", SPACE).refused).tolist() == [7]
+
+
 def test_networks_that_did_not_compile_are_refused_with_the_reason(without_official):
     refused = CostTable.shipped("edgetpu", SPACE).refused
     assert refused.sum() == 3768
