@@ -298,6 +298,12 @@ def test_the_exact_front_and_a_search_held_against_it(cli, tmp_path):
     other = cli(*options, "link=lte", "truth=t/truth.csv", "hydra.run.dir=other")
     assert other.returncode == 2
     assert "is of another problem: its links.0" in other.stderr
+    (tmp_path / "t" / "truth.csv").write_text(
+        "".join((tmp_path / "t" / "truth.csv").read_text().splitlines(keepends=True)[:3])
+    )
+    cut = cli(*options, "truth=t/truth.csv", "hydra.run.dir=other")
+    assert cut.returncode == 2
+    assert "not that of the .json beside it" in cut.stderr
     missing = cli(*options, "truth=t/nothing.csv", "hydra.run.dir=other")
     assert missing.returncode == 2
     assert "write them with `python -m nasc_evo.truth`" in missing.stderr

@@ -28,7 +28,9 @@ from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_npz
 from nasc_evo.errors import UserError
 from nasc_evo.report.files import read_truth
+from nasc_evo.search.final import COLUMNS
 from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
+from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.journal import Journal
 from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
 from nasc_evo.supernet import weights
@@ -320,7 +322,7 @@ def journal() -> Files:
 def read_journal(folder: Path) -> Any:
     read = Journal(folder / JOURNAL)
     read.close()
-    return read.scores
+    return dict(sorted({**read.scores, **dict.fromkeys(read.failures)}.items()))
 
 
 JOURNAL_LINE = Document(
@@ -352,9 +354,13 @@ def read_run_manifest(folder: Path) -> Any:
 @cache
 def truth() -> Files:
     file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerows([["design_id", "error", "latency_ms"], [0, 0.1, 9.5], [1, 0.2, 7.25]])
-    document = {"problem": fbnet_problem().describe(), "front": []}
+    rows = csv.DictWriter(file, COLUMNS, restval="1", lineterminator="\n")
+    rows.writeheader()
+    rows.writerows([{"error": 0.1, "latency_ms": 9.5}, {"error": 0.2, "latency_ms": 7.25}])
+    problem = fbnet_problem()
+    reference = np.array([problem.reference_point[name] for name in problem.objectives])
+    value = hypervolume(np.array([[0.1, 9.5], [0.2, 7.25]]), reference)
+    document = {"problem": problem.describe(), "hypervolume": {"value": value}}
     return {"truth.json": json.dumps(document).encode(), "truth.csv": file.getvalue().encode()}
 
 
