@@ -1,6 +1,7 @@
 """Command lines that need no composed configuration: readable errors, exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -29,10 +30,13 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
     try:
         options = parser.parse_args(argv)
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"Error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # what reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -79,7 +79,7 @@ def query(arch: int | str, dataset: str = "cifar10") -> dict[str, Any]:
     n = len(space.architectures)
     if isinstance(arch, str):
         index = int(space.index(space.parse(arch)[None])[0])
-    elif isinstance(arch, bool) or not 0 <= arch < n:
+    elif not isinstance(arch, int | np.integer) or isinstance(arch, bool) or not 0 <= arch < n:
         raise UserError(f"An index of NAS-Bench-201 is in 0..{n - 1}, got {arch!r}.")
     else:
         index = int(arch)
@@ -143,8 +143,7 @@ class TabularEvaluator:
             raise UserError(
                 f"evaluator=tabular needs the official accuracies, {ACCURACY_FILE} in the folder "
                 "$NASC_EVO_DATA: get NATS-tss-v1_0-3ffb9-simple of NATS-Bench and write it with "
-                "`python -m nasc_evo.costs import-natsbench FOLDER`; evaluator=supernet works "
-                "without."
+                "`python -m nasc_evo.costs import-natsbench FOLDER`; evaluator=supernet needs none."
             )
         missing = [c.name for c in self.columns.values() if c.name not in arrays]
         if missing:

@@ -1,10 +1,14 @@
 """Official figures of NAS-Bench-201 as evaluator and by index or string."""
 
+import json
+
 import numpy as np
 import pytest
 
 from nasc_evo.data import get_dataset
 from nasc_evo.errors import UserError
+from nasc_evo.search.algorithms import create_algorithm
+from nasc_evo.search.journal import Journal
 from nasc_evo.space import FBNetSpace, NASBench201Space
 from nasc_evo.tabular import TabularEvaluator, query
 from nasc_evo.testing import check_problem
@@ -50,6 +54,8 @@ def test_query_gives_the_documented_numbers(official):
     [
         ((15625,), "0..15624"),
         ((True,), "0..15624"),
+        ((1.5,), "0..15624"),
+        ((None,), "0..15624"),
         (("|none~0|",), "3 nodes"),
         ((0, "mnist"), "dataset must be one of"),
     ],
@@ -100,6 +106,35 @@ def test_refused_networks_reach_neither_front_nor_evaluator(official):
     worst = [p.reference_point[name] for name in p.objectives]
     assert np.array_equal(out["F"], [worst] * 5)
     assert (out["G"] > 0).all()
+
+
+def test_refusals_are_journalled_once_with_their_reason(official, tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    reasons = []
+    for _ in range(2):  # the second time as a resumed run
+        p = problem(device="edgetpu")
+        refused = np.flatnonzero(p.chain.nodes[0].table.refused)[:3]
+        X = np.zeros((3, p.space.n_var), dtype=int)
+        X[:, :6] = SPACE.architectures[refused]
+        journal = Journal(path)
+        p.remember(journal.scores)
+        p.on_evaluation = lambda e, computed, to=journal: to.append(e) if computed else None
+        p.assess(X)
+        journal.close()
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        reasons.append([(line["status"], line["message"]) for line in lines])
+    assert reasons[0] == [("failed", "the network did not compile for edgetpu")] * 3
+    assert reasons[1] == reasons[0]
+
+
+def test_a_machine_that_refuses_networks_is_a_constraint_too_many_for_moead(official):
+    with pytest.raises(UserError, match="remove the machine that cannot run every network"):
+        create_algorithm("moead", problem(device="edgetpu"))
+
+
+def test_mask_groups_are_checked_although_they_have_no_effect(official):
+    with pytest.raises(UserError, match="mask_groups=7 does not divide"):
+        problem(mask_groups=7)
 
 
 def test_what_it_cannot_score_is_one_sentence(official, tmp_path, monkeypatch):
