@@ -194,6 +194,11 @@ def _read_rows(
     for row in reader:
         where = f"position '{row['position']}', op '{row['op']}' of the cost table {path}"
         key = (row["position"], row["op"])
+        if None in row or None in row.values():
+            raise UserError(
+                f"The {where} must have the {len(COLUMNS)} fields {','.join(COLUMNS)}; write "
+                "decimals with a point."
+            )
         if key not in places:
             raise UserError(f"There is no {where} in the space {space.name}.")
         if key in seen:

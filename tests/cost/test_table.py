@@ -43,6 +43,8 @@ def test_a_server_without_figures_at_224_is_one_sentence():
         ("stem,-,0.5281262397766113", "stem,-,nan", "must be a number >= 0, got 'nan'"),
         ("stem,-,0.5281262397766113", "stem,-,", "must be a number >= 0, got ''"),
         ("stem,-,0.5281262397766113", "stem,-,fast", "got 'fast'"),
+        ("stem,-,0.5281262397766113", "stem,-,0,5281262397766113", "decimals with a point"),
+        ("layer_1,skip,0.0,0.0\n", "layer_1,skip,0.0\n", "must have the 4 fields"),
         ("layer_1,skip", "layer_1,k7_e1", "no position 'layer_1', op 'k7_e1'"),
         ("layer_1,k3_e3", "layer_1,k3_e1", "is given twice"),
         ("layer_1,skip,0.0,0.0\n", "", "lacks 1 of 202 rows, the first is 'layer_1 skip'"),
