@@ -88,6 +88,19 @@ def ignore_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def inherit_ignored_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile leave Ctrl-C to the caller from their beginning."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def begin_process() -> None:
     """Prepare a worker process of this machine: it ends when its parent does, however that ends."""
     from joblib.externals.loky import process_executor
@@ -186,13 +199,14 @@ class DaskPool:
         self._cluster: Any = None
         try:
             if address is None:
-                self._cluster = distributed.LocalCluster(
-                    n_workers=n_workers,
-                    threads_per_worker=1,
-                    host=LOOPBACK,
-                    dashboard_address=f"{LOOPBACK}:0",
-                    silence_logs=logging.CRITICAL,
-                )
+                with inherit_ignored_interrupts():
+                    self._cluster = distributed.LocalCluster(
+                        n_workers=n_workers,
+                        threads_per_worker=1,
+                        host=LOOPBACK,
+                        dashboard_address=f"{LOOPBACK}:0",
+                        silence_logs=logging.CRITICAL,
+                    )
                 self._client = distributed.Client(self._cluster)
             elif address.endswith(".json"):
                 if not Path(address).is_file():

@@ -23,8 +23,13 @@ from tests.search.test_search import Formula, problem
 KILLS = 20 if FULL else 3
 
 
-def start(folder: Path, *options: str, limit_bytes: int | None = None) -> subprocess.Popen:
-    """Start a search in `folder`; files of more than `limit_bytes` cannot be written."""
+def start(
+    folder: Path, *options: str, limit_bytes: int | None = None, group: bool = False
+) -> subprocess.Popen:
+    """Start a search in `folder`; files of more than `limit_bytes` cannot be written.
+
+    With `group` it is the first of a process group of its own, as in a terminal.
+    """
 
     def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -39,6 +44,7 @@ def start(folder: Path, *options: str, limit_bytes: int | None = None) -> subpro
         text=True,
         env={**os.environ, "HYDRA_FULL_ERROR": "0"},
         preexec_fn=prepare,
+        start_new_session=group,
     )
 
 
@@ -54,6 +60,19 @@ def wait_for_lines(process: subprocess.Popen, folder: Path, n: int) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def members(group: int) -> list[str]:
+    """Return the command lines of a process group, without those that have ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, its_group = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +137,24 @@ def test_sigterm_leaves_a_front_and_says_how_to_go_on(tmp_path, whole, survived)
     assert process.returncode == 0, err
     same_result(tmp_path / "run", whole)
     survived("SIGTERM (pre-emption)", "serial", "exit code 143, front written, resumed: same front")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+def test_ctrl_c_in_a_terminal_ends_workers_quietly(tmp_path, survived, backend):
+    options = [f"parallel={backend}", "parallel.n_jobs=2", "parallel.chunk=1", "hydra.run.dir=run"]
+    process = start(tmp_path, *options, group=True)
+    wait_for_lines(process, tmp_path / "run", 4)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Continue with the same command and resume=run" in out
+    assert "Traceback" not in out + err
+    deadline = time.monotonic() + 20
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []
+    survived("Ctrl-C in a terminal", backend, "front written, workers end without a word")
 
 
 @pytest.mark.slow
