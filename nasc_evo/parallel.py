@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +26,6 @@ from nasc_evo.supernet.score import Evaluator, Score, score_each
 BACKENDS = ("serial", "loky", "dask", "ray")
 RETRIES = 2
 """How often a chunk whose worker died is tried again before its designs are tried one by one."""
-CHUNKS_PER_WORKER = 4
 WATCH_SECONDS = 1.0
 CONNECT_SECONDS = 30
 LOOPBACK = "127.0.0.1"
@@ -328,7 +326,7 @@ class ParallelEvaluator:
         evaluator: The evaluator to copy to the workers; it says what the results are.
         make: Makes it anew in a worker; pickled.
         pool: The workers.
-        chunk: Designs a task; None makes a few tasks a worker.
+        chunk: Designs a task.
     """
 
     def __init__(
@@ -336,7 +334,7 @@ class ParallelEvaluator:
         evaluator: Evaluator,
         make: Callable[[], Evaluator],
         pool: Pool,
-        chunk: int | None = None,
+        chunk: int = 1,
     ) -> None:
         self.local = evaluator
         self.make = make
@@ -362,10 +360,9 @@ class ParallelEvaluator:
         """
         if images is None:
             images = self.images if split == "search" else self.split_size(split)
-        size = self.chunk or ceil(len(designs) / (CHUNKS_PER_WORKER * self.pool.n_workers))
         wave: list[Indices] = [
-            tuple(range(start, min(start + size, len(designs))))
-            for start in range(0, len(designs), max(1, size))
+            tuple(range(start, min(start + self.chunk, len(designs))))
+            for start in range(0, len(designs), self.chunk)
         ]
         for _ in range(1 + RETRIES):
             lost: list[Indices] = []
@@ -411,7 +408,7 @@ def check_parallel(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If an option is unknown or out of range.
     """
-    known: dict[str, Any] = {"name": "serial", "n_jobs": None, "chunk": None, "address": None}
+    known: dict[str, Any] = {"name": "serial", "n_jobs": None, "chunk": 1, "address": None}
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(f"parallel has no option '{unknown[0]}'; it has {', '.join(known)}.")
@@ -421,7 +418,7 @@ def check_parallel(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("n_jobs", "chunk"):
         value = values[name]
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
+        if not (whole and value >= 1) and not (name == "n_jobs" and value is None):
             raise UserError(f"parallel.{name} must be a positive whole number, got {value!r}.")
     if values["address"] is not None and values["name"] not in ("dask", "ray"):
         raise UserError(
