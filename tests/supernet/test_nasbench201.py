@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nasc_evo.space import NASBench201Space
-from nasc_evo.space.nasbench201 import CONV_1X1, CONV_3X3, EDGES, NONE, POOL, SKIP
-from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
+from nasc_evo.space.nasbench201 import CONV_1X1, CONV_3X3, EDGES, NONE, POOL, SKIP, dead_edges
+from nasc_evo.supernet.blocks import Calibration, ReductionBlock, batch_norm_unit
 from nasc_evo.supernet.model import NASBench201Supernet
 
 SPACE = NASBench201Space(32, 10)
@@ -131,11 +131,56 @@ def test_inherited_network_equals_the_official_one(supernet, ops):
         )
 
 
-def test_params_equal_real_networks():
+def test_params_and_macs_equal_real_networks():
+    counted = []
+
+    def count(module, inputs, output):
+        if isinstance(module, nn.Conv2d):
+            counted.append(output[0].numel() * module.weight[0].numel())
+        elif isinstance(module, nn.Linear):
+            counted.append(module.weight.numel() + module.bias.numel())
+
     for index in np.random.default_rng(0).integers(0, 15625, 50):
         ops = SPACE.architectures[index]
-        built = sum(p.numel() for p in official_network(ops.tolist()).parameters())
-        assert SPACE.params(ops[None])[0] == built
+        network = official_network(ops.tolist())
+        assert SPACE.params(ops[None])[0] == sum(p.numel() for p in network.parameters())
+        for module in network.modules():
+            module.register_forward_hook(count)
+        counted.clear()
+        with torch.no_grad():
+            network(torch.zeros(1, 3, 32, 32))
+        assert SPACE.macs(ops[None])[0] == sum(counted)
+
+
+def test_inherited_networks_have_the_params_and_macs_of_the_table(supernet):
+    convolutions = (CONV_1X1, CONV_3X3)
+    dead = np.logical_or(*dead_edges(SPACE.architectures))
+    whole = ~(dead & np.isin(SPACE.architectures, convolutions)).any(axis=1)
+    rng = np.random.default_rng(1)
+    for index in rng.choice(np.flatnonzero(whole), 50, replace=False):
+        ops = SPACE.architectures[index]
+        found = {"params": 0, "macs": 0}
+
+        def unit(x, conv, found=found):
+            y = batch_norm_unit(x, conv)
+            found["params"] += conv.gamma.numel() + conv.beta.numel()
+            if conv.weight is not supernet._identity:
+                found["params"] += conv.weight.numel()
+                found["macs"] += y[0].numel() * conv.weight[0].numel()
+            return y
+
+        value = torch.zeros(1, 3, 32, 32)
+        *blocks, head = supernet.blocks(ops.tolist())
+        with torch.no_grad():
+            for block in blocks:
+                value = block(value, unit)
+                if isinstance(block, ReductionBlock):
+                    found["params"] += block.shortcut.numel()
+                    found["macs"] += value[0, 0].numel() * block.shortcut.numel()
+            head(value, unit)
+        classifier = head.weight.numel() + head.bias.numel()
+        assert SPACE.params(ops[None])[0] == found["params"] + classifier
+        assert SPACE.macs(ops[None])[0] == found["macs"] + classifier
 
 
 @pytest.mark.parametrize("ops", [*LIVE, [NONE] * 6])
