@@ -368,7 +368,14 @@ class SplitProblem(Problem):
         """
         worst = self._worst_costs()
         worst["error"] = 1 - 1 / self.space.architecture.n_classes
-        return {name: self.limits.get(name, worst[name]) for name in self.objectives}
+        point = {name: self.limits.get(name, worst[name]) for name in self.objectives}
+        for name, value in point.items():
+            if not value > 0:
+                raise UserError(
+                    f"No design of the space has a {name} above 0, so that there is nothing to "
+                    "minimise; check the cost tables."
+                )
+        return point
 
     def _worst_costs(self) -> dict[str, float]:
         space, n = self.space, self.space.architecture.n_blocks

@@ -5,10 +5,12 @@ deterministic and rewards what a network would (more arithmetic, more channels, 
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from nasc_evo.cost import CostTable
 from nasc_evo.errors import UserError
 from nasc_evo.problem import SplitProblem
 from nasc_evo.search.algorithms import ALGORITHMS, create_algorithm
@@ -22,6 +24,7 @@ from nasc_evo.search.indicators import (
 )
 from nasc_evo.search.journal import Journal
 from nasc_evo.search.loop import run_search
+from nasc_evo.space import FBNetSpace
 from nasc_evo.supernet.score import Score
 from nasc_evo.testing import check_problem
 from problems import FBNetSplit
@@ -351,3 +354,10 @@ def test_a_design_no_better_than_guessing_is_not_recommended():
     F = one.objective_values([design.evaluation for design in result.front])
     assert F[0, 0] >= 0.9 > F[1, 0]  # the front begins with guessing
     assert result.recommended == 1 + knee(F[1:]) != knee(F)
+
+
+def test_tables_of_zeros_leave_nothing_to_minimise():
+    table = CostTable.shipped("edgegpu", FBNetSpace(32, 10))
+    zeros = replace(table, latency_ms=np.zeros_like(table.latency_ms))
+    with pytest.raises(UserError, match="No design of the space has a latency_ms above 0"):
+        search(problem(device=zeros, server=zeros))
