@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -222,7 +223,9 @@ class DaskPool:
             self.close()
             raise UserError(f"The Dask scheduler at {address} has no workers; start some first.")
         self.n_workers = threads
-        self.where = f"{threads} Dask workers, dashboard {self._client.dashboard_link}"
+        self.where = f"{threads} Dask workers"
+        if find_spec("bokeh") is not None:  # without it the dashboard's page is empty
+            self.where += f", dashboard {self._client.dashboard_link}"
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
         """Yield outcomes as tasks end; Dask moves the tasks of a dead worker by itself."""
