@@ -11,6 +11,7 @@ description of a block serves all three:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -55,6 +56,29 @@ def convolve(x: Tensor, conv: ConvNorm) -> Tensor:
     padding = conv.weight.shape[-1] // 2
     weight = conv.weight.to(x.dtype)
     return F.conv2d(x, weight, None, conv.stride, padding, 1, conv.groups)
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """Average 3x3 neighbours of `x` `[N, C, H, W]`, at the border those that there are.
+
+    On a GPU as a depthwise convolution, which is ten times as fast as pooling in channels_last.
+    """
+    if x.device.type != "cuda":
+        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    ones, shares = _pooling_tensors(x.shape[1], x.shape[2], x.shape[3], x.dtype, x.device)
+    return F.conv2d(x, ones, None, 1, 1, 1, x.shape[1]) * shares
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _pooling_tensors(
+    channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return ones as depthwise weights, and one over the number of neighbours of each pixel."""
+    ones = torch.ones(1, 1, height, width, device=device)
+    neighbours = F.avg_pool2d(ones, 3, 1, 1, divisor_override=1)
+    weights = torch.ones(channels, 1, 3, 3, dtype=dtype, device=device)
+    return weights, (1 / neighbours).to(dtype)
 
 
 def batch_norm_unit(x: Tensor, conv: ConvNorm) -> Tensor:
@@ -214,7 +238,7 @@ class CellBlock:
                         activated[edge.source] = F.relu(value)
                     value = unit(activated[edge.source], edge.conv)
                 elif edge.pool:
-                    value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=False)
+                    value = average_pool(value)
                 values.append(value)
             if values:
                 nodes[node] = sum(values[1:], values[0]) / len(values)

@@ -40,6 +40,9 @@ from nasc_evo.supernet.blocks import (
 )
 from nasc_evo.supernet.transmission import transmit
 
+Transmission = tuple[int, Tensor, int]
+"""A cut, which channels are sent there, and at how many bits."""
+
 MAX_EXPANSION = 6
 MAX_KERNEL = 5
 
@@ -90,7 +93,7 @@ class Supernet(nn.Module, ABC):
         x: Tensor,
         ops: Sequence[int],
         unit: Unit,
-        transmissions: Sequence[tuple[int, Tensor, int]] = (),
+        transmissions: Sequence[Transmission] = (),
     ) -> Tensor:
         """Return the logits `[N, classes]` of one architecture.
 
@@ -100,13 +103,19 @@ class Supernet(nn.Module, ABC):
             unit: How convolutions are normalised, see :mod:`nasc_evo.supernet.blocks`.
             transmissions: `(cut, kept channels, bits)` of each link where a tensor is sent.
         """
-        blocks = self.blocks(ops)
-        for index, block in enumerate(blocks):
-            for cut, kept, bits in transmissions:
-                if cut == index:
-                    x = transmit(x, kept, bits)
-            x = block(x, unit)
-        return x
+        return run_blocks(self.blocks(ops), x, unit, transmissions)
+
+
+def run_blocks(
+    blocks: Sequence[Block], x: Tensor, unit: Unit, transmissions: Sequence[Transmission] = ()
+) -> Tensor:
+    """Return the logits `[N, classes]` of blocks in a row, see :meth:`Supernet.forward`."""
+    for index, block in enumerate(blocks):
+        for cut, kept, bits in transmissions:
+            if cut == index:
+                x = transmit(x, kept, bits)
+        x = block(x, unit)
+    return x
 
 
 class FBNetLayer(nn.Module):
@@ -163,6 +172,13 @@ class FBNetLayer(nn.Module):
             ),
             residual=g.identity,
         )
+
+    def weights_of(self, name: str) -> list[nn.Parameter]:
+        """Return the weights that operation `name` uses, whole."""
+        norms = [weight for norm in self._norms_of(name) for weight in norm.parameters()]
+        if name == "skip":
+            return [self.shortcut, *norms]
+        return [self.expand, self.depthwise, self.project, *norms]
 
     def _norms_of(self, name: str) -> list[Norm]:
         return [cast(Norm, norm) for norm in cast(nn.ModuleList, self.norms[name])]

@@ -12,8 +12,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,15 @@ from nasc_evo.files import check_uncompressed
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
 from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
-from nasc_evo.supernet.model import Supernet, build_supernet
+from nasc_evo.supernet.model import (
+    FBNetSupernet,
+    Supernet,
+    Transmission,
+    build_supernet,
+    run_blocks,
+)
 from nasc_evo.supernet.progress import TrainingProgress
 from nasc_evo.supernet.weights import find_weights, load_supernet, save_supernet
-
-Transmission = tuple[int, Tensor, int]
 
 MASK_GROUPS = 8
 KEPT_GROUPS = (1, 2, 3, 4, 6, 8)
@@ -47,6 +53,8 @@ class TrainingConfig:
 
     Attributes:
         epochs: Passes over the training images.
+        minutes: Train this long instead, where that ends before `epochs`: the learning rate then
+            falls with the time spent.
         batch_size: Images a step.
         learning_rate: Peak of the schedule (linear warm-up, then cosine to 0).
         warmup: Fraction of the steps spent on warm-up.
@@ -64,6 +72,8 @@ class TrainingConfig:
         ema: Decay of the averaged weights, which are the result.
         crop_padding: Pixels of the random shift.
         cutout: Side of the square that is blanked, in pixels at 32x32.
+        cutmix: Share of steps in which a rectangle of every image comes from another one, and its
+            share of the label too (Yun et al., ICCV 2019).
         validate_every: Epochs between validations.
         validation_paths: Random networks a validation scores, beside the largest.
         validation_images: Images of the search split a validation uses.
@@ -71,9 +81,12 @@ class TrainingConfig:
         dtype: `"auto"` (bfloat16 on a GPU, float32 on a CPU), `"float32"` or `"bfloat16"`.
         processor: `"auto"`, `"cpu"` or `"cuda"`.
         threads: Threads of torch on a CPU.
+        cuda_graphs: Replay captured blocks on a GPU, where the space has them (FBNet) and Triton
+            is there.
     """
 
     epochs: int = 60
+    minutes: float | None = None
     batch_size: int = 1024
     learning_rate: float = 0.4
     warmup: float = 0.05
@@ -89,6 +102,7 @@ class TrainingConfig:
     ema: float = 0.998
     crop_padding: int = 2
     cutout: int = 8
+    cutmix: float = 0.0
     validate_every: int = 5
     validation_paths: int = 16
     validation_images: int = 1000
@@ -96,24 +110,29 @@ class TrainingConfig:
     dtype: str = "auto"
     processor: str = "auto"
     threads: int = 2
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         kinds: dict[Any, tuple[tuple[type, ...], str]] = {
             int: ((int,), "a whole number"),
             float: ((int, float), "a number"),
+            float | None: ((int, float, type(None)), "a number or null"),
+            bool: ((bool,), "true or false"),
         }
         for field in fields(self):
             types, kind = kinds.get(field.type, ((str, type(None)), "a text"))
             value = getattr(self, field.name)
-            if not isinstance(value, types) or isinstance(value, bool):
+            if not isinstance(value, types) or isinstance(value, bool) != (field.type is bool):
                 raise UserError(f"training.{field.name} must be {kind}, got {value!r}.")
         positive = ("epochs", "batch_size", "learning_rate", "validate_every", "validation_images")
         for name in (*positive, "validation_paths", "threads", "gradient_clip", "largest_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"training.minutes must be above 0 or null, got {self.minutes}.")
         for name in (
             *("warmup", "momentum", "label_smoothing"),
-            *("distillation", "transmission", "ema"),
+            *("distillation", "transmission", "ema", "cutmix"),
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be in 0..1, got {getattr(self, name)}.")
@@ -179,9 +198,12 @@ class Trainer:
         self.supernet.to(self.device)
         self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
         self.optimizer = self._optimizer()
+        for p in self.supernet.parameters():
+            p.grad = torch.zeros_like(p)
         self.steps_per_epoch = len(train) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
+        self.seconds = 0.0
         self.best: dict[str, Any] = {"median": -1.0}
         self.checkpoint = folder / "checkpoint.pt"
         self._log_file = folder / "log.csv"
@@ -200,13 +222,23 @@ class Trainer:
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, *stream])
 
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        warmup = max(1, round(self.config.warmup * self.steps))
-        if step < warmup:
-            return self.config.learning_rate * (step + 1) / warmup
-        done = (step - warmup) / max(1, self.steps - warmup)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 1 at its end: of the steps or of the time."""
+        spent = 0.0 if self.config.minutes is None else self.seconds / (60 * self.config.minutes)
+        return min(1.0, max(self.step / self.steps, spent))
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the next step: linear warm-up, then cosine to 0."""
+        done = self.progress
+        warmup = max(self.config.warmup, 1 / self.steps)
+        if done < warmup:
+            return self.config.learning_rate * (done + 1 / self.steps) / (warmup + 1 / self.steps)
+        return (
+            self.config.learning_rate
+            * 0.5
+            * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+        )
 
     def fair_path(self, index: int) -> tuple[int, ...]:
         """Return random path `index`; each run of as many paths as there are ops uses each once."""
@@ -231,11 +263,16 @@ class Trainer:
         """Return the augmented images and the labels of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.config.batch_size
-        order = self._rng(2, epoch).permutation(len(self.y))[place * size : (place + 1) * size]
-        index = torch.from_numpy(order).to(self.device)
+        index = self._order(epoch)[place * size : (place + 1) * size]
         images = pad_and_resize(self.x[index], self.dataset)
         images = self._augment(images, self._rng(3, step))
         return normalize(images, self.dataset, self.dtype), self.y[index]
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def _order(self, epoch: int) -> Tensor:
+        """Return the order in which an epoch takes the training images."""
+        order = self._rng(2, epoch).permutation(len(self.y))
+        return torch.from_numpy(order).to(self.device)
 
     def _augment(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         """Shift, flip and blank a square, each image its own way."""
@@ -263,6 +300,40 @@ class Trainer:
         in_columns = (columns >= left[:, None]) & (columns < (left + side)[:, None])
         return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
 
+    def mix(self, x: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return images and label probabilities `[N, classes]` of a step, mixed in its share."""
+        rng = self._rng(7, step)
+        if rng.random() >= self.config.cutmix:
+            return x, target
+        height, width = x.shape[2:]
+        side = math.sqrt(rng.random())
+        (top, bottom), (left, right) = (
+            np.clip(np.rint(rng.random() * n + np.array([-0.5, 0.5]) * side * n), 0, n).astype(int)
+            for n in (height, width)
+        )
+        other = torch.from_numpy(rng.permutation(len(x))).to(x.device)
+        mixed = x.clone()
+        mixed[:, :, top:bottom, left:right] = x[other, :, top:bottom, left:right]
+        share = (bottom - top) * (right - left) / (height * width)
+        return mixed, torch.lerp(target, target[other], share)
+
+    def logits(
+        self, x: Tensor, ops: Sequence[int], transmissions: Sequence[Transmission] = ()
+    ) -> Tensor:
+        """Return what one network of the supernet says to a batch of training images."""
+        blocks = (self.graphs or self.supernet).blocks(ops)
+        return run_blocks(blocks, x, batch_norm_unit, transmissions)
+
+    @cached_property
+    def graphs(self) -> Any:
+        """Captured blocks, None where blocks run one kernel after the other."""
+        wanted = self.config.cuda_graphs and self.device.type == "cuda" and find_spec("triton")
+        if not (wanted and isinstance(self.supernet, FBNetSupernet)):
+            return None
+        from nasc_evo.supernet.graphs import BlockGraphs
+
+        return BlockGraphs(self.supernet, self.config.batch_size, self.dtype)
+
     def train_step(self) -> Tensor:
         """Do one step; return the loss of the largest network, of a random one if it took no part.
 
@@ -270,18 +341,18 @@ class Trainer:
         """
         config, step = self.config, self.step
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = self.learning_rate()
         x, y = self.batch(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         smoothing = config.label_smoothing
         target = F.one_hot(y, self.space.n_classes) * (1 - smoothing)
-        target = target + smoothing / self.space.n_classes
+        x, target = self.mix(x, target + smoothing / self.space.n_classes, step)
         loss = None
         trains_largest = step % config.largest_every == 0
         if trains_largest or config.distillation > 0:
             with torch.set_grad_enabled(trains_largest):
-                logits = self.supernet(x, self.supernet.largest(), batch_norm_unit)
-                loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+                logits = self.logits(x, self.supernet.largest())
+                loss = F.cross_entropy(logits, target)
             if trains_largest:
                 loss.backward()
             target = torch.lerp(target, logits.detach().softmax(dim=1), config.distillation)
@@ -290,7 +361,7 @@ class Trainer:
             ops = self.fair_path(step * config.random_paths + i)
             sends = rng.random() < config.transmission
             transmissions = self.random_transmission(rng) if sends else []
-            student = self.supernet(x, ops, batch_norm_unit, transmissions)
+            student = self.logits(x, ops, transmissions)
             random_loss = F.cross_entropy(student, target)
             random_loss.backward()
             loss = random_loss if loss is None else loss
@@ -320,25 +391,27 @@ class Trainer:
             The weight file, or None if time ran out first.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        start = saved = time.monotonic()
+        start = saved = clock = time.monotonic()
         first_step = self.step
         paths = self.config.random_paths + 1 / self.config.largest_every
         loss_shown = None
         try:
-            while self.step < self.steps:
+            while self.progress < 1:
                 loss = self.train_step()
                 validation = None
-                if self.step % 10 == 0 or self.step == self.steps:
+                now = time.monotonic()
+                self.seconds, clock = self.seconds + now - clock, now
+                ended = self.progress == 1
+                if self.step % 10 == 0 or ended:
                     loss_shown = float(loss)
                     if not math.isfinite(loss_shown):
                         raise UserError(
                             f"The training loss is not finite at step {self.step}; lower "
                             "training.learning_rate."
                         )
-                now = time.monotonic()
                 rate = (self.step - first_step) * self.config.batch_size * paths / (now - start)
                 period = self.config.validate_every * self.steps_per_epoch
-                if self.step % period == 0 or self.step == self.steps:
+                if self.step % period == 0 or ended:
                     validation = self._validate_and_keep(loss_shown, rate)
                 report(TrainingProgress(self.step, self.steps, loss_shown, rate, validation))
                 if now - saved > checkpoint_seconds:
@@ -348,7 +421,7 @@ class Trainer:
                     break
         finally:
             self.save()
-        return self.finish() if self.step >= self.steps else None
+        return self.finish() if self.progress == 1 else None
 
     def averaged_supernet(self, weights: list[Tensor] | None = None) -> Supernet:
         """Return a supernet with the averaged (or the given) weights."""
@@ -366,7 +439,7 @@ class Trainer:
         row = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 3),
-            "learning_rate": self.learning_rate(self.step - 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss_largest": loss,
             **validation,
             "images_per_second": round(rate, 1),
@@ -446,7 +519,8 @@ class Trainer:
         validation = {key: self.best[key] for key in ("largest", "median", "lowest", "step")}
         details = {
             "recipe": asdict(self.config),
-            "steps": self.steps,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
             "train_sha256": self.train_sha256,
             "validation": {
                 "split": "search",
@@ -474,6 +548,7 @@ class Trainer:
         state = {
             "identity": self._identity(),
             "step": self.step,
+            "seconds": self.seconds,
             "model": self.supernet.state_dict(),
             "averaged": self.averaged,
             "optimizer": self.optimizer.state_dict(),
@@ -496,6 +571,7 @@ class Trainer:
                 self.averaged = [value.to(self.device) for value in state["averaged"]]
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.step, self.best = state["step"], state["best"]
+                self.seconds = float(state["seconds"])
                 return
         except Exception as error:  # torch.load has no common type for damaged files
             raise UserError(

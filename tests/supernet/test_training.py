@@ -87,18 +87,18 @@ def test_who_teaches_whom(tmp_path, monkeypatch):
         config = replace(CONFIG, random_paths=1, largest_every=2, transmission=0.0, **options)
         made = trainer(tmp_path / str(options), config)
         ran, targets = [], []
-        forward, loss = type(made.supernet).forward, F.cross_entropy
+        logits, loss = made.logits, F.cross_entropy
 
-        def watched_forward(self, x, ops, *rest):
-            ran.append("largest" if tuple(ops) == self.largest() else "random")
-            return forward(self, x, ops, *rest)
+        def watched_logits(x, ops, *rest):
+            ran.append("largest" if tuple(ops) == made.supernet.largest() else "random")
+            return logits(x, ops, *rest)
 
-        def watched_loss(logits, target, **kwargs):
-            if target.ndim == 2:
+        def watched_loss(logits, target):
+            if ran[-1] == "random":
                 targets.append(target.detach().clone())
-            return loss(logits, target, **kwargs)
+            return loss(logits, target)
 
-        monkeypatch.setattr(type(made.supernet), "forward", watched_forward)
+        monkeypatch.setattr(made, "logits", watched_logits)
         monkeypatch.setattr("nasc_evo.supernet.training.F.cross_entropy", watched_loss)
         for _ in range(2):
             assert torch.isfinite(made.train_step())
@@ -114,6 +114,34 @@ def test_who_teaches_whom(tmp_path, monkeypatch):
     assert torch.equal(hard[0], smooth)
     ran, mixed, made = networks(distillation=0.5)
     torch.testing.assert_close(mixed[0], 0.5 * smooth + 0.5 * targets[0])
+
+
+def test_training_by_time_ends_and_its_learning_rate_falls_with_it(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 6))
+    monkeypatch.setattr("nasc_evo.supernet.training.time.monotonic", lambda: next(clock))
+    config = replace(CONFIG, epochs=1000, minutes=1.0, validate_every=1000, warmup=0.0)
+    one = trainer(tmp_path, config)
+    seen = []
+    path = one.run(lambda progress: seen.append(one.learning_rate()))
+    assert path.is_file()
+    assert len(seen) == 10  # a step takes 6 seconds of this clock
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == pytest.approx(0, abs=1e-9)
+    assert trainer(tmp_path, config).progress == 1
+
+
+def test_cutmix_takes_a_rectangle_and_its_share_of_the_label(tmp_path):
+    one = trainer(tmp_path, replace(CONFIG, cutmix=1.0))
+    n = 8
+    x = torch.arange(n).float()[:, None, None, None].expand(n, 3, 32, 32).clone()
+    target = torch.eye(n)
+    for step in range(20):
+        mixed, labels = one.mix(x, target, step)
+        for i in range(n):
+            shares = torch.bincount(mixed[i, 0].flatten().long(), minlength=n) / 32**2
+            torch.testing.assert_close(labels[i], shares)
+    plain = trainer(tmp_path / "plain")
+    assert plain.mix(x, target, 0)[0] is x
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

@@ -1,0 +1,182 @@
+"""Does inherited accuracy order networks as real training does?
+
+    NASC_EVO_DATA=<data> python benchmarks/fidelity.py [--weights FILE] [--processor cuda]
+
+Scores every distinct network of NAS-Bench-201 by the weights it inherits on CIFAR-100 and compares
+with the official accuracies after 200 epochs of training (test, mean over seeds): rank correlation
+over all networks and over the truly best ones, beside counting multiply-accumulates or parameters
+and the official 12-epoch training; and the true hypervolume of the front that each of them would
+choose together with a device's latency, relative to the exact front.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, write_result
+from moocore import hypervolume
+from numpy.typing import NDArray
+from scipy.stats import kendalltau, spearmanr
+
+from nasc_evo.cost.network import official_costs
+from nasc_evo.data.cifar100 import Cifar100
+from nasc_evo.space import Design, NASBench201Space
+from nasc_evo.supernet.evaluation import SupernetEvaluator
+from nasc_evo.supernet.weights import file_sha256
+from nasc_evo.tabular import read_accuracies
+
+SLICES = (1.0, 0.5, 0.2, 0.1, 0.05)
+DEVICES = ("edgegpu", "raspi4", "pixel3", "eyeriss", "fpga")
+
+
+def inherited_accuracies(
+    space: NASBench201Space, evaluator: SupernetEvaluator, indices: NDArray, images: int | str
+) -> NDArray:
+    """Return accuracies of the networks of the given official indices, whole and undivided."""
+    count = evaluator.split_size("search") if images == "full" else int(images)
+    designs = []
+    for ops in space.architectures[indices]:
+        genes = tuple(map(int, ops))
+        designs.append(Design(space.format(ops), genes, (space.n_blocks,), ("",), (0,)))
+    accuracies = np.full(len(designs), np.nan)
+    start = time.monotonic()
+    for i, score in evaluator.evaluate(designs, "search", count):
+        accuracies[i] = 1 - score.error
+        if i % 500 == 499:
+            print(
+                f"{i + 1} networks, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True
+            )
+    return accuracies
+
+
+def correlations(proxy: NDArray, truth: NDArray) -> dict[str, dict[str, float]]:
+    """Return Kendall's tau and Spearman's rho over the truly best share of the networks."""
+    order = np.argsort(-truth, kind="stable")
+    result = {}
+    for share in SLICES:
+        best = order[: round(share * len(order))]
+        result[f"top_{share:.0%}"] = {
+            "kendall_tau": float(kendalltau(proxy[best], truth[best]).statistic),
+            "spearman_rho": float(spearmanr(proxy[best], truth[best]).statistic),
+        }
+    return result
+
+
+def front(error: NDArray, latency: NDArray) -> NDArray:
+    """Return the indices of the networks that no other beats in error and latency."""
+    order = np.lexsort((error, latency))
+    best = np.minimum.accumulate(np.concatenate([[np.inf], error[order][:-1]]))
+    return order[error[order] < best]
+
+
+def chosen_hypervolume(proxy_error: NDArray, true_error: NDArray, latency: NDArray) -> float:
+    """Return the true hypervolume of the front chosen by a proxy, relative to the exact front.
+
+    The reference point is the worst true error and latency.
+    """
+    valid = np.isfinite(latency) & (latency >= 0) & np.isfinite(proxy_error)
+    points = np.column_stack([true_error, latency])[valid]
+    reference = points.max(axis=0)
+    volumes = [
+        hypervolume(points[front(error[valid], latency[valid])], ref=reference)
+        for error in (proxy_error, true_error)
+    ]
+    return float(volumes[0] / volumes[1])
+
+
+def compare(
+    proxies: dict[str, NDArray], truth: NDArray, indices: NDArray, devices: dict[str, NDArray]
+) -> dict[str, Any]:
+    """Return correlations and front quality of every proxy (higher is better) of the accuracy."""
+    result = {}
+    for name, proxy in proxies.items():
+        result[name] = {
+            "rank": correlations(proxy, truth),
+            "true_hypervolume_of_chosen_front": {
+                device: chosen_hypervolume(-proxy, 1 - truth, latency[indices])
+                for device, latency in devices.items()
+            },
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights")
+    parser.add_argument("--processor", default="cpu")
+    parser.add_argument("--images", default="full", help="search images a network is scored on")
+    parser.add_argument("--calibration-images", type=int, default=512)
+    parser.add_argument("--sample", type=int, help="score this many random networks instead of all")
+    parser.add_argument("--out", type=Path, default=RESULTS / "fidelity_nasbench201.json")
+    args = parser.parse_args()
+
+    dataset = Cifar100()
+    space = NASBench201Space(32, dataset.n_classes)
+    n = len(space.architectures)
+    evaluator = SupernetEvaluator(
+        space,
+        dataset,
+        weights=args.weights,
+        processor=args.processor,
+        calibration_images=args.calibration_images,
+        chunk=2500 if args.processor == "cuda" else 32,
+    )
+    indices = np.arange(n)
+    if args.sample is not None:
+        indices = np.sort(np.random.default_rng(0).choice(n, args.sample, replace=False))
+    representatives, inverse = np.unique(
+        space.index(space.canonical(space.architectures[indices])), return_inverse=True
+    )
+    start = time.monotonic()
+    accuracies = inherited_accuracies(space, evaluator, representatives, args.images)
+    seconds = time.monotonic() - start
+    inherited = accuracies[inverse]
+    path, official = read_accuracies()
+    costs = official_costs(n)
+    if official is None or costs is None:
+        sys.exit(f"The official figures are missing: {path} and its neighbours.")
+    truth = official["cifar100_xtest_200"][indices] / 100
+    ops = space.architectures[indices]
+    proxies = {
+        "inherited": inherited,
+        "macs": space.macs(ops).astype(float),
+        "params": space.params(ops).astype(float),
+    }
+    proxies |= {
+        name: official[name][indices] for name in ("cifar100_xtest_12_1seed",) if name in official
+    }
+    devices = {
+        device: costs.values[
+            costs.datasets.index("cifar10"), costs.metrics.index(f"{device}_latency")
+        ]
+        for device in DEVICES
+    }
+    write_result(
+        args.out,
+        {
+            "weights_sha256": file_sha256(evaluator.weights),
+            "evaluator": evaluator.describe(),
+            "images": args.images,
+            "networks": len(indices),
+            "distinct_networks": len(representatives),
+            "seconds": round(seconds, 1),
+            "inherited_accuracy": dict(
+                zip(
+                    ("min", "q25", "median", "q75", "max"),
+                    np.quantile(inherited, (0, 0.25, 0.5, 0.75, 1)).tolist(),
+                    strict=True,
+                )
+            ),
+            "proxies": compare(proxies, truth, indices, devices),
+        },
+    )
+    np.savez_compressed(
+        args.out.with_suffix(".npz"), index=indices, inherited=inherited.astype(np.float32)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Training on a GPU: fused batch norm and captured blocks do what the plain ones do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nasc_evo.space import FBNetSpace
+from nasc_evo.supernet.blocks import ConvNorm, average_pool, batch_norm_unit
+from nasc_evo.supernet.model import build_supernet, run_blocks
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(("channels", "size", "relu"), [(16, 32, True), (184, 4, False)])
+def test_fused_norm_equals_batch_norm(channels, size, relu):
+    from nasc_evo.supernet.kernels import fused_norm_unit
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, channels, size, size)
+    x = torch.randn(shape, generator=generator).cuda().to(memory_format=torch.channels_last)
+    identity = torch.ones(channels, 1, 1, 1, device="cuda")
+    results = []
+    for unit in (batch_norm_unit, fused_norm_unit):
+        inputs = [
+            x.clone().requires_grad_(True),
+            torch.linspace(0.5, 2, channels, device="cuda", requires_grad=True),
+            torch.linspace(-1, 1, channels, device="cuda", requires_grad=True),
+        ]
+        y = unit(inputs[0], ConvNorm(identity, *inputs[1:], groups=channels, relu=relu))
+        y.backward(torch.sin(torch.arange(y.numel(), device="cuda").float()).view_as(y))
+        results.append([y, *(value.grad for value in inputs)])
+    for plain, fused in zip(*results, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_pooling_by_convolution_equals_pooling():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 8, 8, generator=generator)
+    expected = average_pool(x)
+    torch.testing.assert_close(average_pool(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_captured_blocks_give_the_gradients_of_the_same_kernels():
+    from nasc_evo.supernet.graphs import BlockGraphs
+    from nasc_evo.supernet.kernels import fused_norm_unit
+
+    supernet = build_supernet(FBNetSpace(32, 10), torch.Generator().manual_seed(0)).cuda()
+    graphs = BlockGraphs(supernet, 64, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 3, 32, 32, generator=generator).cuda()
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.arange(64, device="cuda") % 10
+    networks = [supernet.largest(), (7, 8, *range(9), *range(9), 8, 0), supernet.largest()]
+
+    def uncaptured(ops):
+        stem, *layers, head = supernet.blocks(ops)
+        fused = [lambda x, unit, block=block: block(x, fused_norm_unit) for block in layers]
+        return [stem, *fused, head]
+
+    gradients = []
+    for blocks in (uncaptured, graphs.blocks):
+        for p in supernet.parameters():
+            p.grad = torch.zeros_like(p)
+        for ops in networks:  # one twice: its second replay must not overwrite the first's
+            F.cross_entropy(run_blocks(blocks(ops), x, batch_norm_unit), y).backward()
+        gradients.append([p.grad for p in supernet.parameters()])
+    for plain, captured in zip(*gradients, strict=True):
+        assert float((plain - captured).norm()) <= 0.01 * float(plain.norm()) + 1e-6
