@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nasc_evo.data import get_dataset
-from nasc_evo.space import ArchitectureSpace
 from problems import FBNetSplit
 
 FAST = {"images": 64, "calibration_images": 32, "dtype": "float32"}
@@ -31,19 +29,6 @@ def needs_data(name: str) -> Path:
 def problem() -> FBNetSplit:
     """The default problem with a fast evaluator; do not change it."""
     return FBNetSplit(evaluator=FAST)
-
-
-@pytest.fixture
-def untrained_weights(tmp_path: Path):
-    """Return a function that writes the weights of an untrained supernet for Fashion-MNIST."""
-
-    def write(space: ArchitectureSpace) -> Path:
-        from nasc_evo.supernet.model import build_supernet
-        from nasc_evo.supernet.weights import save_supernet
-
-        return save_supernet(build_supernet(space), get_dataset("fashion_mnist"), tmp_path, {}, {})
-
-    return write
 
 
 @pytest.fixture

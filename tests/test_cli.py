@@ -18,7 +18,6 @@ from nasc_evo.config import config_folder, group_options
 from nasc_evo.hydra_app import Limits, instantiate, register
 from nasc_evo.problem import METRICS
 from nasc_evo.search.algorithms import create_algorithm
-from nasc_evo.space import NASBench201Space
 from tests.conftest import FAST_OPTIONS, needs_data
 
 GROUPS = (
@@ -45,7 +44,7 @@ def without_times(folder: Path) -> list[dict]:
         if name != "cifar100"  # has no weights that ship: a user's mistake below
     ],
 )
-def test_every_option_of_every_group_composes_and_builds(group, option, untrained_weights):
+def test_every_option_of_every_group_composes_and_builds(group, option):
     if option == "agemoea":
         pytest.importorskip("numba", reason="the optional extra agemoea is not installed")
     overrides = [f"{group}={option}"]
@@ -53,8 +52,6 @@ def test_every_option_of_every_group_composes_and_builds(group, option, untraine
         needs_data("hwnas/nb201_accuracy.npz")
         others = {"problem": "nasbench201", "dataset": "cifar100", "evaluator": "tabular"}
         overrides += [f"{key}={value}" for key, value in others.items() if key != group]
-    if option == "nasbench201":
-        overrides.append(f"evaluator.weights={untrained_weights(NASBench201Space(32, 10))}")
     if option == "table":
         table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
         overrides.append(f"{group}.path={table}")
@@ -203,7 +200,7 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
         (["evaluator.weights=x.safetensors"], "There is no weight file x.safetensors"),
         (["dataset=cifar100"], "train them with `python -m nasc_evo.train"),
         (["dataset.geometry=224", "server=edgegpu"], "No weights ship for fbnet on fashion_mnist"),
-        (["problem=nasbench201"], "No weights ship for nasbench201 on fashion_mnist"),
+        (["problem=nasbench201", "dataset=cifar100"], "ship for nasbench201 on cifar100"),
         (["device=table"], "device.path must be given"),
         (["device=table", "device.path=none.csv"], "There is no cost table file none.csv"),
         (["resume=nowhere"], "is no folder of an earlier run"),

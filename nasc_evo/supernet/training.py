@@ -54,7 +54,7 @@ class TrainingConfig:
     Attributes:
         epochs: Passes over the training images.
         minutes: Train this long instead, where that ends before `epochs`: the learning rate then
-            falls with the time spent.
+            falls with the time spent. The first step, which compiles and captures, does not count.
         batch_size: Images a step.
         learning_rate: Peak of the schedule (linear warm-up, then cosine to 0).
         warmup: Fraction of the steps spent on warm-up.
@@ -198,8 +198,6 @@ class Trainer:
         self.supernet.to(self.device)
         self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
         self.optimizer = self._optimizer()
-        for p in self.supernet.parameters():
-            p.grad = torch.zeros_like(p)
         self.steps_per_epoch = len(train) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
@@ -232,13 +230,10 @@ class Trainer:
         """Return the learning rate of the next step: linear warm-up, then cosine to 0."""
         done = self.progress
         warmup = max(self.config.warmup, 1 / self.steps)
+        peak, first = self.config.learning_rate, 1 / self.steps
         if done < warmup:
-            return self.config.learning_rate * (done + 1 / self.steps) / (warmup + 1 / self.steps)
-        return (
-            self.config.learning_rate
-            * 0.5
-            * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-        )
+            return peak * (done + first) / (warmup + first)
+        return peak * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
     def fair_path(self, index: int) -> tuple[int, ...]:
         """Return random path `index`; each run of as many paths as there are ops uses each once."""
@@ -332,6 +327,8 @@ class Trainer:
             return None
         from nasc_evo.supernet.graphs import BlockGraphs
 
+        for p in self.supernet.parameters():  # replays add to gradients that are there
+            p.grad = torch.zeros_like(p)
         return BlockGraphs(self.supernet, self.config.batch_size, self.dtype)
 
     def train_step(self) -> Tensor:
@@ -343,7 +340,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         x, y = self.batch(step)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=self.graphs is None)
         smoothing = config.label_smoothing
         target = F.one_hot(y, self.space.n_classes) * (1 - smoothing)
         x, target = self.mix(x, target + smoothing / self.space.n_classes, step)
@@ -391,7 +388,8 @@ class Trainer:
             The weight file, or None if time ran out first.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        start = saved = clock = time.monotonic()
+        start = saved = time.monotonic()
+        clock = None
         first_step = self.step
         paths = self.config.random_paths + 1 / self.config.largest_every
         loss_shown = None
@@ -400,7 +398,8 @@ class Trainer:
                 loss = self.train_step()
                 validation = None
                 now = time.monotonic()
-                self.seconds, clock = self.seconds + now - clock, now
+                self.seconds += 0.0 if clock is None else now - clock
+                clock = now
                 ended = self.progress == 1
                 if self.step % 10 == 0 or ended:
                     loss_shown = float(loss)
