@@ -1,38 +1,15 @@
 """What every benchmark writes beside its figures: date, machine, versions, commit."""
 
 import json
-import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nasc_evo.measurement.machine import machine
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, Any]:
-    """Return the processor, its usable cores and, if torch sees one, the GPU."""
-    import os
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    result: dict[str, Any] = {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
-    if "torch" in sys.modules:
-        import torch
-
-        result["torch"] = str(torch.__version__)
-        result["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-        if torch.cuda.is_available():
-            result["gpu"] = torch.cuda.get_device_name()
-    return result
 
 
 def commit() -> str:

@@ -124,10 +124,30 @@ class TrainConfig:
     resume: str | None = None
 
 
+@dataclass
+class MeasureConfig:
+    """The frame of `configs/measure.yaml`."""
+
+    problem: Any = MISSING
+    geometry: int = MISSING
+    backend: str = MISSING
+    processor: str = MISSING
+    launch: str = MISSING
+    threads: int = MISSING
+    rounds: int = MISSING
+    repeats: int = MISSING
+    networks: int = MISSING
+    energy: bool = MISSING
+    seed: int = MISSING
+    name: str | None = None
+    out: str | None = None
+
+
 def register() -> None:
     """Register schemas and the resolver of output folders with Hydra; may be called repeatedly."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="truth_schema", node=TruthConfig)
     OmegaConf.register_new_resolver(

@@ -142,6 +142,8 @@ class Chain:
         np.cumsum(gathered, axis=1, out=prefix[:, 1:])
         at_bounds = np.take_along_axis(prefix, self.space.block_start[bounds], axis=1)
         sums = np.diff(at_bounds, axis=1)
+        if metric == "latency_ms":
+            sums += table.constant_ms * (np.diff(bounds, axis=1) > 0)
         totals = None if table.totals is None else getattr(table.totals, metric)
         if totals is None:
             return sums

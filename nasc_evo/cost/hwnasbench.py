@@ -9,7 +9,8 @@ the figures of architecture 0 on CIFAR-10. -1 in `edgetpu_latency` marks network
 compile. This reader was tested on files built to that description, not on the official file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from nasc_evo.cost.network import DID_NOT_COMPILE, OFFICIAL_FILE
 from nasc_evo.cost.network import OFFICIAL_DATASETS as DATASETS
 from nasc_evo.cost.official import check_strings, official_strings, write_npz
 from nasc_evo.cost.restricted import read_pickle
-from nasc_evo.cost.table import CostTable
+from nasc_evo.cost.table import CostTable, write_table
 from nasc_evo.errors import UserError, brief, one_line
+from nasc_evo.space.architecture import REFERENCE_CLASSES
 from nasc_evo.space.fbnet import FBNetSpace, LayerGeometry, conv_op
 from nasc_evo.space.nasbench201 import NASBench201Space
 
@@ -40,7 +42,6 @@ NOT_COMPILING_METRIC = "edgetpu_latency"
 INTENSITY = "eyeriss_arithmetic_intensity"
 """Not a cost; older versions of the file may lack it."""
 PROVENANCE = ("0 missing", "1 original table value (float64)")
-FBNET_CLASSES = {32: 100, 224: 1000}
 MAX_BYTES = 256 * 2**20
 MAX_FIGURE = 1e4
 """Largest plausible figure in ms or mJ, a hundred times the largest one known."""
@@ -49,7 +50,7 @@ FloatArray = NDArray[np.float64]
 
 
 def import_file(path: Path, folder: Path) -> list[str]:
-    """Write `nb201_hw.npz` from the official file and compare its FBNet part with our tables.
+    """Write `nb201_hw.npz` and FBNet tables from the official file; compare those with ours.
 
     Args:
         path: The official file.
@@ -65,6 +66,7 @@ def import_file(path: Path, folder: Path) -> list[str]:
     content = read_pickle(path, MAX_BYTES)
     arrays = network_arrays(content, path)
     difference = first_difference(content, path)
+    tables = fbnet_rows(content, path)
     target = folder / OFFICIAL_FILE.name
     write_npz(target, arrays)
     refused = int((arrays["values"] == DID_NOT_COMPILE).sum())
@@ -72,6 +74,13 @@ def import_file(path: Path, folder: Path) -> list[str]:
         f"{target}: {arrays['values'].size} figures of {arrays['values'].shape[-1]} NAS-Bench-201 "
         f"networks, {refused} of them marking networks that did not compile."
     ]
+    for (machine, space), rows in tables.items():
+        header = dict(CostTable.shipped(machine, space).header)
+        header["date"] = f"figures published in 2021, imported on {date.today().isoformat()}"
+        write_table(folder / f"{space.name}_{space.geometry}_{machine}.csv", space, header, rows)
+    sentences.append(
+        f"{folder / 'fbnet_*.csv'}: {len(tables)} FBNet tables, for device=table device.path=FILE."
+    )
     if difference is None:
         sentences.append("The FBNet figures agree with the tables that ship, every one of them.")
     else:
@@ -167,6 +176,24 @@ def _strings(configs: Any, where: str) -> list[Any]:
     return [config.get("arch_str") if isinstance(config, Mapping) else None for config in configs]
 
 
+def _fbnet_columns(
+    content: Any, path: Path
+) -> Iterator[tuple[str, FBNetSpace, str, dict[tuple[int, int], tuple[str, Any]]]]:
+    """Yield machine, space, column, and by position and operation the official key and figure."""
+    part = _part(content, "fbnet", str(path))
+    for geometry, classes in REFERENCE_CLASSES.items():
+        space = FBNetSpace(geometry, classes)
+        keys = lookup_keys(space)
+        for metric in METRICS:
+            if metric == NOT_COMPILING_METRIC:  # has no FBNet part
+                continue
+            figures = _part(part, metric, f"fbnet in {path}")
+            machine, _, kind = metric.partition("_")
+            column = "latency_ms" if kind == "latency" else "energy_mj"
+            known = figures if isinstance(figures, Mapping) else {}
+            yield machine, space, column, {at: (key, known.get(key)) for at, key in keys.items()}
+
+
 def first_difference(content: Any, path: Path) -> str | None:
     """Compare the FBNet part with every official table that ships.
 
@@ -180,26 +207,42 @@ def first_difference(content: Any, path: Path) -> str | None:
     Raises:
         UserError: If there is no FBNet part.
     """
-    part = _part(content, "fbnet", str(path))
-    for geometry, classes in FBNET_CLASSES.items():
-        space = FBNetSpace(geometry, classes)
-        keys = lookup_keys(space)
-        for metric in METRICS:
-            if metric == NOT_COMPILING_METRIC:  # has no FBNet part
-                continue
-            figures = _part(part, metric, f"fbnet in {path}")
-            device, _, kind = metric.partition("_")
-            table = CostTable.shipped(device, space)
-            ours = table.latency_ms if kind == "latency" else table.energy_mj
-            assert ours is not None  # the tables were made from this file
-            for (i, j), key in keys.items():
-                got = figures.get(key) if isinstance(figures, Mapping) else None
-                if not isinstance(got, int | float) or got != ours[i, j]:
-                    return (
-                        f"{metric} of {key} is {brief(got)} in {path} and {ours[i, j]} in the "
-                        "table."
-                    )
+    for machine, space, column, figures in _fbnet_columns(content, path):
+        ours = getattr(CostTable.shipped(machine, space), column)
+        for at, (key, got) in figures.items():
+            if not isinstance(got, int | float) or got != ours[at]:
+                return (
+                    f"{column} of {machine} for {key} is {brief(got)} in {path} and {ours[at]} in "
+                    "the table."
+                )
     return None
+
+
+def fbnet_rows(
+    content: Any, path: Path
+) -> dict[tuple[str, FBNetSpace], dict[tuple[str, str], dict[str, float | None]]]:
+    """Return the rows of an FBNet table for each machine and geometry.
+
+    Args:
+        content: What the official file holds.
+        path: Where it came from, for messages.
+
+    Raises:
+        UserError: If a figure is missing or no number of at least 0.
+    """
+    tables: dict[tuple[str, int], tuple[FBNetSpace, dict[Any, dict[str, float | None]]]] = {}
+    for machine, space, column, figures in _fbnet_columns(content, path):
+        _, rows = tables.setdefault((machine, space.geometry), (space, {}))
+        for (i, j), (key, got) in figures.items():
+            number = isinstance(got, int | float) and not isinstance(got, bool)
+            if not (number and 0 <= got <= MAX_FIGURE):
+                raise UserError(
+                    f"{column} of {machine} for {key} in {path} must be a number of at least 0 and "
+                    f"up to {MAX_FIGURE:g}, got {brief(got)}."
+                )
+            position = space.positions[i]
+            rows.setdefault((position.name, position.ops[j]), {})[column] = float(got)
+    return {(machine, space): rows for (machine, _), (space, rows) in tables.items()}
 
 
 def lookup_keys(space: FBNetSpace) -> dict[tuple[int, int], str]:

@@ -5,6 +5,10 @@ The file begins with lines `# ...` that form one YAML mapping (`format`, `name`,
 CSV with the columns `position, op, latency_ms, energy_mj`. Costs are additive over positions. An
 empty field is an unknown figure, which only `energy_mj` may have.
 
+Tables that `python -m nasc_evo.measure` writes have more: a header field `constant_ms`, the latency
+that the machine adds to every piece of a network that it runs, and columns on how the figures came
+about, of which runs use none (:data:`EXTRA_COLUMNS`).
+
 Two more header fields concern spaces whose networks have official numbers: `pruned` lists the
 kinds of dead operations that the machine's compiler removes, and `did_not_compile` flags the
 networks that it refused (see :func:`nasc_evo.cost.network.pack_flags`).
@@ -12,8 +16,10 @@ networks that it refused (see :func:`nasc_evo.cost.network.pack_flags`).
 
 import csv
 import hashlib
+import io
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +29,16 @@ import yaml
 from numpy.typing import NDArray
 
 from nasc_evo.cost.network import NetworkTotals, official_totals, unpack_flags
-from nasc_evo.errors import UserError, one_line
+from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.files import read_bytes
 from nasc_evo.space.architecture import ArchitectureSpace
 
 FORMAT = "nasc_evo cost table 1"
 TABLES = Path(__file__).parent / "tables"
 COLUMNS = ["position", "op", "latency_ms", "energy_mj"]
+EXTRA_COLUMNS = ["measured_ms", "spread_ms", "launch_ms"]
+"""Latency of the block alone, interquartile range of its samples, and the part of it that launching
+kernels takes; any of them, in this order, may follow."""
 MAX_BYTES = 16 * 2**20
 MAX_HEADER_CHARACTERS = 2**16
 
@@ -44,6 +53,7 @@ class CostTable:
         name: Name of the machine.
         latency_ms: `[positions, ops]`; NaN beyond a position's own operations.
         energy_mj: Likewise, or None where the energy is unknown.
+        constant_ms: Latency of every piece of a network that runs here, beyond that of its blocks.
         header: The provenance header.
         sha256: Of the file.
         pruned: Kinds of dead operations that cost nothing here.
@@ -56,6 +66,7 @@ class CostTable:
     energy_mj: FloatArray | None
     header: dict[str, Any]
     sha256: str
+    constant_ms: float = 0.0
     pruned: tuple[str, ...] = ()
     refused: NDArray[np.bool_] | None = None
     totals: NetworkTotals | None = None
@@ -88,6 +99,13 @@ class CostTable:
             latency, energy = _read_rows(path, rows, space)
         except csv.Error as error:
             raise UserError(f"The cost table {path} is no CSV ({one_line(error)}).") from error
+        constant = header.get("constant_ms", 0.0)
+        number = isinstance(constant, int | float) and not isinstance(constant, bool)
+        if not (number and 0 <= constant < math.inf):
+            raise UserError(
+                f"constant_ms in the header of the cost table {path} must be a number >= 0, got "
+                f"{brief(constant)}."
+            )
         pruned = header.get("pruned", [])
         if not isinstance(pruned, list) or not set(map(str, pruned)) <= set(space.prunable):
             raise UserError(
@@ -109,6 +127,7 @@ class CostTable:
             energy_mj=None if np.isnan(energy).all() else energy,
             header=header,
             sha256=hashlib.sha256(content).hexdigest(),
+            constant_ms=float(constant),
             pruned=tuple(pruned),
             refused=refused,
         )
@@ -142,6 +161,48 @@ def shipped_names(space: ArchitectureSpace) -> list[str]:
     """Return the machines whose tables ship for a space at its geometry."""
     prefix = f"{space.name}_{space.geometry}_"
     return sorted(path.stem.removeprefix(prefix) for path in TABLES.glob(f"{prefix}*.csv"))
+
+
+Row = Mapping[str, float | None]
+"""Figures by column; None where unknown."""
+
+
+def write_table(
+    path: Path,
+    space: ArchitectureSpace,
+    header: Mapping[str, Any],
+    rows: Mapping[tuple[str, str], Row],
+) -> None:
+    """Write a table file, which appears complete or not at all.
+
+    Args:
+        path: The file.
+        space: Its space.
+        header: What the header says beyond format, space and geometry; `name` is first.
+        rows: Figures by position and operation, of :data:`COLUMNS` and :data:`EXTRA_COLUMNS`.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    given = {column for row in rows.values() for column in row}
+    columns = COLUMNS + [column for column in EXTRA_COLUMNS if column in given]
+    whole = {"format": FORMAT, **header, "space": space.name, "geometry": space.geometry}
+    text = yaml.safe_dump(whole, sort_keys=False, width=96, allow_unicode=True)
+    file = io.StringIO()
+    file.writelines(f"# {line}\n" for line in text.splitlines())
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for (position, op), row in rows.items():
+        figures = [row.get(column) for column in columns[2:]]
+        writer.writerow([position, op, *("" if f is None else repr(float(f)) for f in figures)])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(file.getvalue(), encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"The cost table {path} cannot be written ({one_line(error)}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _HeaderLoader(yaml.SafeLoader):
@@ -179,10 +240,12 @@ def _read_rows(
     path: Path, rows: list[str], space: ArchitectureSpace
 ) -> tuple[FloatArray, FloatArray]:
     reader = csv.DictReader(rows)
-    if reader.fieldnames != COLUMNS:
+    columns = list(reader.fieldnames or [])
+    extra = [column for column in EXTRA_COLUMNS if column in columns]
+    if columns != COLUMNS + extra:
         raise UserError(
             f"The cost table {path} must have the columns {','.join(COLUMNS)}, "
-            f"got {','.join(reader.fieldnames or [])}."
+            f"got {','.join(columns)}."
         )
     places: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for i, position in enumerate(space.positions):
@@ -196,7 +259,7 @@ def _read_rows(
         key = (row["position"], row["op"])
         if None in row or None in row.values():
             raise UserError(
-                f"The {where} must have the {len(COLUMNS)} fields {','.join(COLUMNS)}; write "
+                f"The {where} must have the {len(columns)} fields {','.join(columns)}; write "
                 "decimals with a point."
             )
         if key not in places:
@@ -208,6 +271,8 @@ def _read_rows(
         latency[at] = _figure(row["latency_ms"], "latency_ms", where)
         if row["energy_mj"]:
             energy[at] = _figure(row["energy_mj"], "energy_mj", where)
+        for column in extra:
+            _figure(row[column], column, where)
     absent = [f"{name} {op}" for name, op in places if (name, op) not in seen]
     if absent:
         raise UserError(

@@ -11,6 +11,9 @@ from nasc_evo.errors import UserError
 
 IntArray = NDArray[np.integer]
 
+REFERENCE_CLASSES = {32: 100, 224: 1000}
+"""Outputs of the classifier whose costs stand in the tables, by geometry."""
+
 
 class Position(NamedTuple):
     """One row group of a cost table: a place in the network and what may stand there."""

@@ -241,7 +241,8 @@ class CellBlock:
                     value = average_pool(value)
                 values.append(value)
             if values:
-                nodes[node] = sum(values[1:], values[0]) / len(values)
+                total = sum(values[1:], values[0])
+                nodes[node] = total if len(values) == 1 else total / len(values)
         output = nodes.get(self.n_nodes - 1)
         return x * 0 if output is None else output
 
@@ -267,6 +268,27 @@ class ReductionBlock:
 
 
 @dataclass(frozen=True)
+class GlobalPool:
+    """Mean over all pixels, `[N, C]` in float32."""
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the block."""
+        return x.mean(dim=(2, 3), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A linear layer in float32 from features `[N, C]` to logits `[N, classes]`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
+        """Run the block."""
+        return F.linear(x, self.weight.float(), self.bias.float())
+
+
+@dataclass(frozen=True)
 class HeadBlock:
     """A convolution, global average pooling and the classifier; returns logits `[N, classes]`."""
 
@@ -274,7 +296,13 @@ class HeadBlock:
     weight: Tensor
     bias: Tensor
 
+    @property
+    def parts(self) -> tuple[Block, Block, Block]:
+        """The convolution, the pooling and the classifier as blocks of their own."""
+        return ConvBlock((self.conv,)), GlobalPool(), Classifier(self.weight, self.bias)
+
     def __call__(self, x: Tensor, unit: Unit) -> Tensor:
-        """Run the head; pooling and classifier work in float32."""
-        features = unit(x, self.conv).mean(dim=(2, 3), dtype=torch.float32)
-        return F.linear(features, self.weight.float(), self.bias.float())
+        """Run the head."""
+        for part in self.parts:
+            x = part(x, unit)
+        return x

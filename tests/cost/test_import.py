@@ -204,7 +204,8 @@ def test_hw_nas_bench_round_trip(tmp_path):
     sentences = import_file(path, tmp_path)
     refused = (values == -1).sum()
     assert f"{values.size} figures of 15625 NAS-Bench-201 networks, {refused} of" in sentences[0]
-    assert "agree with the tables that ship" in sentences[1]
+    assert "10 FBNet tables" in sentences[1]
+    assert "agree with the tables that ship" in sentences[2]
     with np.load(tmp_path / "nb201_hw.npz", allow_pickle=False) as file:
         assert np.array_equal(file["values"], values)
         assert file["values"].dtype == np.float64
@@ -212,7 +213,34 @@ def test_hw_nas_bench_round_trip(tmp_path):
         assert file["datasets"].tolist() == list(DATASETS)
         assert file["metrics"].tolist() == list(METRICS)
         assert np.array_equal(file[f"{INTENSITY}_cifar10"], np.linspace(1, 2, N))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "nb201_hw.npz"]
+    tables = sorted(tmp_path.glob("fbnet_*.csv"))
+    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in tables} == {
+        path.name,
+        "nb201_hw.npz",
+    }
+    assert len(tables) == 10
+    for table in tables:
+        _, geometry, machine = table.stem.split("_")
+        space = FBNetSpace(int(geometry), 100)
+        ours, imported = CostTable.shipped(machine, space), CostTable.load(table, space)
+        assert np.array_equal(ours.latency_ms, imported.latency_ms, equal_nan=True)
+        assert (ours.energy_mj is None) == (imported.energy_mj is None)
+        if ours.energy_mj is not None:
+            assert np.array_equal(ours.energy_mj, imported.energy_mj, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [(None, "got None"), (-0.1, "got -0.1"), (float("nan"), "got nan"), ([1.0], "got a list")],
+)
+def test_damaged_fbnet_figures_are_refused_and_nothing_is_written(tmp_path, figure, message):
+    content, _ = hardware_content()
+    content["fbnet"]["fpga_energy"]["FC_Cin1984_Cout1000"] = figure
+    path = tmp_path / "file.pickle"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=f"energy_mj of fpga for FC_Cin1984.*{message}"):
+        import_file(path, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.pickle"]
 
 
 def test_hw_nas_bench_layout_is_that_of_the_data_folder(tmp_path):
@@ -248,13 +276,13 @@ def test_lookup_keys_are_those_of_the_official_file():
     [
         (
             lambda c: c["fbnet"]["fpga_latency"].popitem(),
-            r"fpga_latency of FC_\S+ is None in f and",
+            r"latency_ms of fpga for FC_\S+ is None in f and",
         ),
         (
             lambda c: c["fbnet"]["raspi4_latency"].update(FC_Cin1504_Cout100=1.0),
-            "raspi4_latency of FC_Cin1504_Cout100 is 1.0 in f and",
+            "latency_ms of raspi4 for FC_Cin1504_Cout100 is 1.0 in f and",
         ),
-        (lambda c: c["fbnet"].update(pixel3_latency=[1.0]), "pixel3_latency of ConvNorm"),
+        (lambda c: c["fbnet"].update(pixel3_latency=[1.0]), "latency_ms of pixel3 for ConvNorm"),
     ],
 )
 def test_first_difference_of_the_fbnet_part_is_named(change, message):

@@ -236,7 +236,7 @@ def hw_nas_bench() -> Files:
     figures: dict[str, Any] = dict(zip(hwnasbench.METRICS, values, strict=True))
     figures |= {"config": configs, hwnasbench.INTENSITY: np.ones(NETWORKS)}
     lookup: dict[str, dict[str, float]] = {}
-    for geometry, classes in hwnasbench.FBNET_CLASSES.items():
+    for geometry, classes in hwnasbench.REFERENCE_CLASSES.items():
         space = fbnet_space(geometry, classes)
         for metric in set(hwnasbench.METRICS) - {hwnasbench.NOT_COMPILING_METRIC}:
             device, kind = metric.split("_")

@@ -1,0 +1,148 @@
+"""`python -m nasc_evo.measure`: a cost table measured on this machine."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from nasc_evo.errors import UserError, one_line
+from nasc_evo.hydra_app import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, launch
+
+
+def main() -> None:
+    """Run the application."""
+    launch("measure", run)
+
+
+def run(config: Any) -> int:
+    """Measure with a composed configuration; return the exit code."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from nasc_evo.measurement.backends import create_backend
+    from nasc_evo.measurement.energy import find_counter
+    from nasc_evo.measurement.journal import SampleJournal
+    from nasc_evo.measurement.machine import machine
+    from nasc_evo.measurement.session import Plan, Session
+    from nasc_evo.measurement.stopwatch import pin
+    from nasc_evo.report.display import create_console
+    from nasc_evo.space import SPACES
+    from nasc_evo.space.architecture import REFERENCE_CLASSES
+
+    problem = HydraConfig.get().runtime.choices["problem"]
+    if problem not in SPACES:
+        raise UserError(f"problem must be one of {', '.join(SPACES)}, got '{problem}'.")
+    space = SPACES[problem](config.geometry, REFERENCE_CLASSES.get(config.geometry, 1000))
+    plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
+    out = output_file(config.out)
+    backend = create_backend(plan.backend, plan.processor, plan.threads, plan.launch)
+    here = machine()
+    if plan.processor == "cpu" and plan.threads > here["cores"]:
+        raise UserError(
+            f"threads={plan.threads} is more than the {here['cores']} processors that this process "
+            "may use."
+        )
+    counter = find_counter(plan.processor) if config.energy else None
+    identity = {
+        "space": space.name,
+        "geometry": space.geometry,
+        **asdict(plan),
+        **backend.describe(),
+        "machine": here,
+        "energy": None if counter is None else counter.name,
+    }
+    journal = SampleJournal(out.with_suffix(".samples.jsonl"), identity)
+    try:
+        session = Session(space, plan, backend, journal, counter)
+        pinned = pin(plan.threads)
+        return measure(session, out, config.name or out.stem, here, pinned, create_console())
+    finally:
+        journal.close()
+
+
+def output_file(name: str | None) -> Path:
+    """Return the file to write, its folder made if need be.
+
+    Raises:
+        UserError: If none is given, it exists, or it cannot be written.
+    """
+    if name is None:
+        raise UserError("out must be given, such as out=my.csv.")
+    out = Path(name).expanduser()
+    if out.suffix != ".csv":
+        raise UserError(f"out must be a file whose name ends in .csv, got '{name}'.")
+    try:
+        if out.exists():
+            raise UserError(f"out={name} exists; delete it or write to another file.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"out={name} cannot be written ({one_line(error)}).") from error
+    return out
+
+
+def measure(
+    session: Any, out: Path, name: str, here: dict[str, Any], pinned: list[int] | None, console: Any
+) -> int:
+    """Measure what is missing, write the table and say what it is worth; return the exit code."""
+    from nasc_evo.cost.table import write_table
+    from nasc_evo.measurement.session import describe_table
+    from nasc_evo.report.display import ProgressDisplay, short_path
+
+    done, total = 0, len(session.steps())
+    with ProgressDisplay("Measuring", total, 0, console) as display:
+
+        def show(steps: int, total: int, item: str) -> None:
+            nonlocal done
+            done = steps
+            display.show(steps, item, f"Measured {steps} of {total} samples' bursts")
+
+        try:
+            session.measure(show)
+        except KeyboardInterrupt as error:
+            console.print(
+                f"Stopped after {done} of {total} bursts of samples, which are kept in "
+                f"{short_path(session.journal.path)}; the same command goes on.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    header, rows = session.table()
+    about = describe_table(session.space, name, here, pinned)
+    write_table(out, session.space, {**about, **header}, rows)
+    for sentence in summary(header, session, short_path(out)):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    return 0
+
+
+def summary(header: Mapping[str, Any], session: Any, table: str) -> list[str]:
+    """Return what a user needs to know of a new table."""
+    circumstances = header["measurement"]
+    disagreement = circumstances["rounds_disagree_percent"]
+    sentences = [
+        f"{table}: {len(session.blocks)} different blocks, {circumstances['samples']} samples "
+        f"({circumstances['left_out_percent']} % left out as disturbed); rounds disagree by "
+        f"{disagreement['median']} % in the median, {disagreement['largest']} % at most."
+    ]
+    agreement = header.get("agreement")
+    if agreement is None:
+        sentences.append("Whole networks were not measured: how well sums predict is not known.")
+    else:
+        for name, what in (("whole", "whole networks"), ("sides", "sides of a cut")):
+            before, after = agreement[name]["plain_addition"], agreement[name]["as_corrected"]
+            sentences.append(
+                f"Predictions of {what} not fitted to: MAPE {after['mape_percent']} %, "
+                f"R2 {after['r2']}, Kendall's tau {after['kendall_tau']} (plain addition: "
+                f"{before['mape_percent']} %, {before['r2']}, {before['kendall_tau']})."
+            )
+    if session.counter is None:
+        sentences.append("No energy: there is no counter that can be read here.")
+    sentences.append(
+        f"Use it: python -m nasc_evo.run problem={session.space.name} device=table "
+        f"device.path={table} (or server=table server.path={table})"
+    )
+    return sentences
+
+
+if __name__ == "__main__":
+    main()

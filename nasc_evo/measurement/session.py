@@ -1,0 +1,310 @@
+"""One measurement: every block and some hundred networks, round by round, and the table of it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from nasc_evo import __version__
+from nasc_evo.cost.table import Row
+from nasc_evo.errors import UserError
+from nasc_evo.measurement.agreement import Correction, choose, plain, scores
+from nasc_evo.measurement.backends import Backend, Timed
+from nasc_evo.measurement.energy import Counter, energy_of
+from nasc_evo.measurement.journal import SampleJournal
+from nasc_evo.measurement.pieces import (
+    Piece,
+    Run,
+    block_pieces,
+    random_runs,
+    run_features,
+    table_keys,
+)
+from nasc_evo.measurement.stopwatch import Figure, Stopwatch, summarize
+from nasc_evo.space.architecture import ArchitectureSpace
+from nasc_evo.supernet.model import build_supernet
+
+MIN_NETWORKS = 20
+MAX_THREADS = 1024
+
+OnStep = Callable[[int, int, str], None]
+"""Called with the steps done, those in all, and the item measured next."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how.
+
+    Attributes:
+        backend: `torch` or `onnxruntime`.
+        processor: `cpu` or `cuda`.
+        launch: `eager`, or `graph` for CUDA graphs.
+        threads: Threads, each on a processor of its own.
+        rounds: How often everything is measured, in another order each time.
+        repeats: Samples of each thing in each round, at least.
+        networks: Networks that the predictions are checked on, and as many others that the
+            correction is fitted to; 0 for neither.
+        seed: Of the networks and the orders.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+
+    backend: str = "torch"
+    processor: str = "cpu"
+    launch: str = "eager"
+    threads: int = 1
+    rounds: int = 3
+    repeats: int = 30
+    networks: int = 100
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("threads", 1, MAX_THREADS),
+            ("rounds", 1, 100),
+            ("repeats", 3, 500),
+            ("networks", 0, 10_000),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{name} must be in {low}..{high}, got {value}.")
+        if 0 < self.networks < MIN_NETWORKS:
+            raise UserError(
+                f"networks must be 0 or at least {MIN_NETWORKS}, got {self.networks}: fewer say "
+                "little about how good a prediction is."
+            )
+
+
+class Session:
+    """Measures what is missing in a journal, and makes a table of it.
+
+    Args:
+        space: The space.
+        plan: What is measured.
+        backend: What runs it.
+        journal: What was measured already.
+        counter: Of energy; None for a table without.
+    """
+
+    def __init__(
+        self,
+        space: ArchitectureSpace,
+        plan: Plan,
+        backend: Backend,
+        journal: SampleJournal,
+        counter: Counter | None,
+    ) -> None:
+        self.space = space
+        self.plan = plan
+        self.backend = backend
+        self.journal = journal
+        self.counter = counter
+        supernet = build_supernet(space, torch.Generator().manual_seed(plan.seed))
+        self.supernet = supernet.requires_grad_(False).to(plan.processor)
+        self.blocks = block_pieces(space, self.supernet)
+        rng = np.random.default_rng(plan.seed)
+        self.runs = random_runs(space, 2 * plan.networks, rng)
+
+    @cached_property
+    def _items(self) -> dict[str, Callable[[], Timed]]:
+        """What is timed, by its name in the journal."""
+        graph = self.plan.launch == "graph"
+        items: dict[str, Callable[[], Timed]] = {}
+        for key, piece in self.blocks.items():
+            items[f"block {key}"] = partial(self._timed, piece, graph)
+            if self._separates_launches:
+                items[f"graph {key}"] = partial(self._timed, piece, True)
+        for i, run in enumerate(self.runs):
+            items[f"run {i}"] = partial(self._timed_run, run, graph)
+        return items
+
+    @property
+    def _separates_launches(self) -> bool:
+        return self.plan.processor == "cuda" and self.plan.launch == "eager"
+
+    def _timed(self, piece: Piece, graph: bool) -> Timed:
+        return self.backend.prepare(piece, graph=graph, whole=False)
+
+    def _timed_run(self, run: Run, graph: bool) -> Timed:
+        return self.backend.prepare(run.piece(self.supernet), graph=graph, whole=True)
+
+    def steps(self) -> list[tuple[str, int | None]]:
+        """Return items and rounds in the order in which they are measured.
+
+        Energies, last, have no round.
+        """
+        names = list(self._items)
+        steps: list[tuple[str, int | None]] = []
+        for number in range(self.plan.rounds):
+            order = np.random.default_rng([self.plan.seed, number]).permutation(len(names))
+            steps += [(names[i], number) for i in order]
+        if self.counter is not None:
+            steps += [(f"block {key}", None) for key in self.blocks]
+        return steps
+
+    def _is_done(self, item: str, number: int | None) -> bool:
+        return (
+            item in self.journal.energies
+            if number is None
+            else (item, number) in self.journal.bursts
+        )
+
+    @torch.inference_mode()
+    def measure(self, on_step: OnStep) -> None:
+        """Measure everything that the journal lacks."""
+        stopwatch = Stopwatch(self.plan.repeats)
+        steps = self.steps()
+        done = sum(self._is_done(*step) for step in steps)
+        for item, number in steps:
+            if self._is_done(item, number):
+                continue
+            on_step(done, len(steps), item)
+            timed = self._items[item]()
+            if number is None:
+                assert self.counter is not None
+                self.journal.add_energy(item, energy_of(timed, self.counter))
+            else:
+                self.journal.add_burst(item, number, stopwatch.burst(timed))
+            done += 1
+        on_step(done, len(steps), "")
+
+    def _figure(self, item: str) -> Figure:
+        return summarize([self.journal.bursts[item, n] for n in range(self.plan.rounds)])
+
+    def table(self) -> tuple[dict[str, Any], dict[tuple[str, str], Row]]:
+        """Return what is known beyond name and machine, for the header, and the rows."""
+        keys = list(self.blocks)
+        copies = np.array([piece.copies for piece in self.blocks.values()])
+        alone = [self._figure(f"block {key}") for key in keys]
+        alone_ms = np.array([figure.median_ms for figure in alone]) / copies
+        spread_ms = np.array([figure.spread_ms for figure in alone]) / copies
+        launch_ms = None
+        if self._separates_launches:
+            graphs = np.array([self._figure(f"graph {key}").median_ms for key in keys])
+            launch_ms = np.maximum(alone_ms - graphs / copies, 0)
+        energies = [self.journal.energies.get(f"block {key}") for key in keys]
+        header: dict[str, Any] = {"measurement": self._circumstances(alone)}
+        correction = plain(alone_ms)
+        if self.plan.networks:
+            correction = self._check(header, keys, alone_ms)
+        header["constant_ms"] = _rounded(correction.constant_ms)
+        if self._separates_launches and launch_ms is not None:
+            header["launch"] = {
+                "median_share_percent": round(100 * float(np.median(launch_ms / alone_ms)), 1),
+                "meaning": "launch_ms is the latency of a block alone, eager, less that of the "
+                "same block as a CUDA graph; measured_ms contains it, graphs save it",
+            }
+        if None in energies:
+            energies = [None] * len(keys)
+        rows: dict[tuple[str, str], Row] = {}
+        for place, key in table_keys(self.space).items():
+            row: dict[str, float | None] = {"latency_ms": 0.0, "energy_mj": 0.0}
+            row |= {"measured_ms": 0.0, "spread_ms": 0.0}
+            if launch_ms is not None:
+                row["launch_ms"] = 0.0
+            if key is not None:
+                i = keys.index(key)
+                row["latency_ms"] = _rounded(correction.figures_ms[i])
+                row["measured_ms"] = _rounded(alone_ms[i])
+                row["spread_ms"] = _rounded(spread_ms[i])
+                energy = energies[i]
+                row["energy_mj"] = None if energy is None else _rounded(energy / copies[i])
+                if launch_ms is not None:
+                    row["launch_ms"] = _rounded(launch_ms[i])
+            elif None in energies:
+                row["energy_mj"] = None
+            rows[place] = row
+        return header, rows
+
+    def _check(self, header: dict[str, Any], keys: list[str], alone_ms: np.ndarray) -> Correction:
+        """Fit the correction to half of the networks, and score it on the others."""
+        figures = [self._figure(f"run {i}") for i in range(len(self.runs))]
+        measured = np.array([figure.median_ms for figure in figures])
+        counts = run_features(self.space, self.runs, keys)
+        network = np.arange(len(self.runs)) // 3
+        fitted = network < self.plan.networks
+        whole = np.arange(len(self.runs)) % 3 == 0
+        correction = choose(alone_ms, counts[fitted], measured[fitted], network[fitted].tolist())
+        header["agreement"] = {
+            "meaning": "predictions against measurements of networks that the correction was not "
+            "fitted to: each whole, and both sides of a random cut of each",
+            "networks": self.plan.networks,
+            "range_ms": [_rounded(f(measured[~fitted & whole])) for f in (np.min, np.max)],
+        }
+        for name, chosen in (("whole", whole), ("sides", ~whole)):
+            held_out = ~fitted & chosen
+            header["agreement"][name] = {
+                "plain_addition": scores(
+                    measured[held_out], plain(alone_ms).predict(counts[held_out])
+                ),
+                "as_corrected": scores(measured[held_out], correction.predict(counts[held_out])),
+            }
+        header["correction"] = {
+            "form": correction.form,
+            **{name: _rounded(value) for name, value in correction.parameters.items()},
+            "fitted_to": f"{self.plan.networks} other networks and both sides of a cut of each",
+        }
+        return correction
+
+    def _circumstances(self, alone: list[Figure]) -> dict[str, Any]:
+        bursts = self.journal.bursts.values()
+        taken = sum(len(burst.samples_ms) + burst.left_out for burst in bursts)
+        disagreement = [figure.disagreement for figure in alone]
+        return {
+            **{k: v for k, v in asdict(self.plan).items() if k not in ("backend", "networks")},
+            **self.backend.describe(),
+            "energy": None if self.counter is None else self.counter.name,
+            "samples": taken,
+            "left_out_percent": round(100 * sum(burst.left_out for burst in bursts) / taken, 2),
+            "rounds_disagree_percent": {
+                "median": round(100 * float(np.median(disagreement)), 2),
+                "largest": round(100 * max(disagreement), 2),
+            },
+        }
+
+
+def _rounded(value: float) -> float:
+    """Return a figure with six digits: more than any measurement has."""
+    return float(f"{value:.6g}")
+
+
+def describe_table(
+    space: ArchitectureSpace, name: str, machine: dict[str, Any], pinned: list[int] | None
+) -> dict[str, Any]:
+    """Return the part of a header that says what a table is and where it comes from."""
+    processor = machine.get("gpu", machine["cpu"])
+    quirks = [
+        "Blocks are those of this package, with random weights and norms folded; an operation that "
+        "changes nothing is free."
+    ]
+    if space.name == "fbnet":
+        quirks.append("The grouped 1x1 convolutions of e1_g2 run as dense ones, as they do here.")
+    else:
+        quirks.append(
+            "An edge counts as half of two equal edges that end in one node, so that it has its "
+            "share in bringing values together; edges without effect are removed before."
+        )
+    header: dict[str, Any] = {
+        "name": name,
+        "description": f"{processor}, measured",
+        "batch": 1,
+        "units": {"latency_ms": "ms", "energy_mj": "mJ"},
+        "source": f"python -m nasc_evo.measure, version {__version__}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine,
+        "pinned_to": pinned,
+        "method": "measured_ms is the smallest over the rounds of the median latency of the block "
+        "alone, spread_ms the interquartile range of its samples; latency_ms is corrected so that "
+        "sums agree with whole networks (see correction). constant_ms is the latency of every "
+        "piece of a network beyond its blocks: each machine that runs a part pays it once.",
+        "quirks": quirks,
+    }
+    if space.prunable:
+        header["pruned"] = list(space.prunable)
+    return header
