@@ -12,7 +12,7 @@ from nasc_evo.cost.hwnasbench import import_file
 from nasc_evo.cost.natsbench import import_folder
 from nasc_evo.cost.official import output_folder
 from nasc_evo.cost.plausible import average_network, implausible
-from nasc_evo.cost.table import TABLES, CostTable
+from nasc_evo.cost.table import TABLES, CostTable, table_space
 from nasc_evo.errors import UserError
 from nasc_evo.space import SPACES, ArchitectureSpace
 
@@ -38,10 +38,8 @@ def _parser() -> Parser:
 
     command = commands.add_parser("check", help="check a cost table of your own")
     command.add_argument("file", metavar="FILE", type=Path)
-    command.add_argument("--space", required=True, choices=SPACES)
-    command.add_argument(
-        "--geometry", type=int, default=32, help="input size in pixels (default: %(default)s)"
-    )
+    command.add_argument("--space", choices=SPACES, help="default: what the file says")
+    command.add_argument("--geometry", type=int, help="input size in pixels, likewise")
     command.set_defaults(run=check)
 
     out = "folder to write to (default: $NASC_EVO_DATA/hwnas)"
@@ -118,7 +116,13 @@ def show(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Check a table file: what a run would refuse is an error, what is unlikely a warning."""
-    space = SPACES[options.space](options.geometry)
+    name, geometry = table_space(options.file)
+    name, geometry = options.space or name, options.geometry or geometry
+    if name not in SPACES:
+        raise UserError(
+            f"The cost table {options.file} is for space '{name}'; there are {', '.join(SPACES)}."
+        )
+    space = SPACES[name](geometry)
     table = CostTable.load(options.file, space)
     energy = "without energy" if table.energy_mj is None else "with energy"
     print(
@@ -126,6 +130,12 @@ def check(options: argparse.Namespace) -> None:
         f"{space.geometry}x{space.geometry}, {energy}; a network of average operations takes "
         f"{average_network(table.latency_ms):.3g} ms."
     )
+    if table.prediction_error is not None:
+        mape, tau = table.prediction_error
+        print(
+            f"Its predictions of measured whole networks are off by {mape:g} % in the mean; "
+            f"Kendall's tau is {tau:g}."
+        )
     for sentence in implausible(table, space):
         print(f"Warning: {sentence}")
 

@@ -82,7 +82,7 @@ class FBNetSplit(SplitProblem):
 
     def notes(self) -> list[str]:
         """Say where the cost figures are those of another data set, and fitted."""
-        notes = []
+        notes = super().notes()
         official = {32: "cifar100", 224: "imagenet"}[self.dataset.geometry]
         if self.dataset.name != official:
             notes.append(

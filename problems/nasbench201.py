@@ -88,8 +88,9 @@ class NASBench201Split(SplitProblem):
     def notes(self) -> list[str]:
         """Say what the cost figures and the accuracies are."""
         notes = [
+            *super().notes(),
             f"Costs are those of the networks for {OFFICIAL_DATASET} (the same network but for the "
-            "classifier)."
+            "classifier).",
         ]
         for node in {node.name: node for node in self.chain.nodes}.values():
             fit = node.table.header.get("fit")

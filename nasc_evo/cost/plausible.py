@@ -15,6 +15,8 @@ OTHER_UNITS = {
     "latency_ms": ("ms", "seconds", "microseconds"),
     "energy_mj": ("mJ", "joules", "microjoules"),
 }
+MAX_MAPE_PERCENT = 5.0
+MIN_TAU = 0.9
 SKIPS = ("skip", "skip_connect")
 NOTHING = "none"
 """The operation that may be faster than a skip."""
@@ -51,7 +53,19 @@ def implausible(table: CostTable, space: ArchitectureSpace) -> list[str]:
             *_faster_than_skip(figures, column, space),
             *_all_equal(figures, column, space),
         )
-    ]
+    ] + list(_bad_prediction(table))
+
+
+def _bad_prediction(table: CostTable) -> Iterator[str]:
+    if table.prediction_error is None:
+        return
+    mape, tau = table.prediction_error
+    if mape > MAX_MAPE_PERCENT or tau < MIN_TAU:
+        yield (
+            f"measured whole networks are predicted with an error of {mape:g} % and Kendall's tau "
+            f"{tau:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet machine, so "
+            "measure again with more rounds."
+        )
 
 
 def _other_unit(

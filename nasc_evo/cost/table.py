@@ -80,15 +80,7 @@ class CostTable:
                 is missing, negative or no number.
         """
         path = Path(path)
-        try:
-            content = read_bytes(path, MAX_BYTES)
-            text = content.decode("utf-8")
-        except FileNotFoundError as error:
-            raise UserError(f"There is no cost table file {path}.") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"The cost table {path} cannot be read ({one_line(error)}).") from error
-        lines = text.splitlines()
-        header = _read_header(path, [line for line in lines if line.startswith("#")])
+        content, lines, header = _read(path)
         for key, value in (("space", space.name), ("geometry", space.geometry)):
             if header[key] != value:
                 raise UserError(
@@ -131,6 +123,23 @@ class CostTable:
             pruned=tuple(pruned),
             refused=refused,
         )
+
+    @property
+    def prediction_error(self) -> tuple[float, float] | None:
+        """Error of predicted whole networks as the header of a measured table has it.
+
+        Returns:
+            Mean absolute error in percent and Kendall's tau; None where the header has none.
+        """
+        found: Any = self.header
+        for key in ("agreement", "whole", "as_corrected"):
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            return None
+        figures = [found.get(key) for key in ("mape_percent", "kendall_tau")]
+        if not all(isinstance(figure, int | float) for figure in figures):
+            return None
+        return float(figures[0]), float(figures[1])  # type: ignore[arg-type]
 
     @classmethod
     def shipped(cls, name: str, space: ArchitectureSpace) -> "CostTable":
@@ -213,6 +222,35 @@ class _HeaderLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise ValueError("aliases are not read")
         return super().compose_node(parent, index)
+
+
+def table_space(path: Path) -> tuple[str, int]:
+    """Return the space and geometry that a table file says it is for.
+
+    Raises:
+        UserError: If the file cannot be read or has no header of a table.
+    """
+    header = _read(path)[2]
+    name, geometry = header["space"], header["geometry"]
+    if not isinstance(name, str) or not isinstance(geometry, int):
+        raise UserError(
+            f"space and geometry in the header of the cost table {path} must be a name and a whole "
+            f"number, got {brief(name)} and {brief(geometry)}."
+        )
+    return name, geometry
+
+
+def _read(path: Path) -> tuple[bytes, list[str], dict[str, Any]]:
+    """Return the content of a file, its lines and its header."""
+    try:
+        content = read_bytes(path, MAX_BYTES)
+        text = content.decode("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no cost table file {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The cost table {path} cannot be read ({one_line(error)}).") from error
+    lines = text.splitlines()
+    return content, lines, _read_header(path, [line for line in lines if line.startswith("#")])
 
 
 def _read_header(path: Path, lines: list[str]) -> dict[str, Any]:

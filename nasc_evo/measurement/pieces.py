@@ -145,7 +145,8 @@ def block_pieces(space: ArchitectureSpace, supernet: Supernet) -> dict[str, Piec
     """Return the piece of each key of :func:`table_keys`."""
     if isinstance(supernet, FBNetSupernet) and isinstance(space, FBNetSpace):
         return _fbnet_pieces(space, supernet)
-    assert isinstance(supernet, NASBench201Supernet) and isinstance(space, NASBench201Space)
+    assert isinstance(supernet, NASBench201Supernet)
+    assert isinstance(space, NASBench201Space)
     return _nasbench201_pieces(space, supernet)
 
 

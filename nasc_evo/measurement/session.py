@@ -58,8 +58,8 @@ class Plan:
     processor: str = "cpu"
     launch: str = "eager"
     threads: int = 1
-    rounds: int = 3
-    repeats: int = 30
+    rounds: int = 5
+    repeats: int = 20
     networks: int = 100
     seed: int = 1
 
@@ -233,10 +233,17 @@ class Session:
         correction = choose(alone_ms, counts[fitted], measured[fitted], network[fitted].tolist())
         header["agreement"] = {
             "meaning": "predictions against measurements of networks that the correction was not "
-            "fitted to: each whole, and both sides of a random cut of each",
+            "fitted to: each whole, and both sides of a random cut of each; rounds: how well the "
+            "first two rounds of measuring whole networks agree, the noise in every score here",
             "networks": self.plan.networks,
             "range_ms": [_rounded(f(measured[~fitted & whole])) for f in (np.min, np.max)],
         }
+        if self.plan.rounds > 1:
+            first, second = (
+                np.array([self.journal.bursts[f"run {i}", n].median_ms for i in whole.nonzero()[0]])
+                for n in range(2)
+            )
+            header["agreement"]["rounds"] = scores(first, second)
         for name, chosen in (("whole", whole), ("sides", ~whole)):
             held_out = ~fitted & chosen
             header["agreement"][name] = {

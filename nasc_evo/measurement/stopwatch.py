@@ -49,7 +49,7 @@ class Stopwatch:
         max_seconds: Longest burst, once a third of the samples are there.
     """
 
-    repeats: int = 30
+    repeats: int = 20
     min_seconds: float = 0.02
     max_seconds: float = 1.0
 

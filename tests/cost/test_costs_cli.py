@@ -17,6 +17,7 @@ from nasc_evo.space import FBNetSpace, NASBench201Space
 from tests.cost.test_import import COUNT, Hostile, few, nats_files, write_nats
 
 __all__ = ["few"]
+SHIPPED = str(TABLES / "fbnet_32_pixel3.csv")
 TEXT = (TABLES / "fbnet_32_pixel3.csv").read_text()
 
 
@@ -86,11 +87,12 @@ def test_module_runs_and_tells_mistakes_in_one_line(tmp_path):
         (["lists"], "invalid choice: 'lists'"),
         (["show"], "the following arguments are required: NAME"),
         (["show", "nokia"], "No cost table of 'nokia' ships; available are edgegpu, edgetpu,"),
-        (["check", "x.csv"], "the following arguments are required: --space"),
+        (["check"], "the following arguments are required: FILE"),
+        (["check", "x.csv"], "There is no cost table file x.csv"),
         (["check", "x.csv", "--space", "resnet"], "invalid choice: 'resnet'"),
         (["check", "x.csv", "--space", "fbnet", "--geometry", "big"], "invalid int value: 'big'"),
-        (["check", "x.csv", "--space", "fbnet", "--geometry", "64"], "geometry 32 and 224, got 64"),
-        (["check", "x.csv", "--space", "nasbench201", "--geometry", "224"], "geometry 32, got 224"),
+        (["check", SHIPPED, "--geometry", "64"], "geometry 32 and 224, got 64"),
+        (["check", SHIPPED, "--space", "nasbench201", "--geometry", "224"], "32, got 224"),
         (["check", "no.csv", "--space", "fbnet"], "There is no cost table file no.csv"),
         (["list", "--all"], "unrecognized arguments: --all"),
     ],
@@ -133,7 +135,7 @@ def test_show_prints_what_is_known(capsys):
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.csv")), ids=lambda path: path.stem)
 def test_check_accepts_every_table_that_ships(capsys, path):
     space, geometry, machine = path.stem.split("_", 2)
-    code, out, err = run(capsys, "check", path, "--space", space, "--geometry", geometry)
+    code, out, err = run(capsys, "check", path)
     assert (code, err) == (0, "")
     assert f"is a cost table of '{machine}' for {space} at {geometry}x{geometry}, with" in out
     assert "Warning" not in out
@@ -145,6 +147,14 @@ def test_check_refuses_what_a_run_refuses(capsys, tmp_path):
     code, out, err = run(capsys, "check", path, "--space", "fbnet")
     assert (code, out) == (2, "")
     assert "no position 'layer_1', op 'jump'" in err
+    path.write_text(TEXT.replace("# space: fbnet", "# space: resnet"))
+    code, out, err = run(capsys, "check", path)
+    assert code == 2
+    assert "is for space 'resnet'; there are fbnet, nasbench201" in err
+    path.write_text(TEXT.replace("# geometry: 32", "# geometry: [32]"))
+    code, out, err = run(capsys, "check", path)
+    assert code == 2
+    assert "must be a name and a whole number, got 'fbnet' and a list" in err
     path.write_text(TEXT)
     code, out, err = run(capsys, "check", path, "--space", "fbnet", "--geometry", "224")
     assert code == 2
