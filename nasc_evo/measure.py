@@ -18,12 +18,7 @@ def run(config: Any) -> int:
     """Measure with a composed configuration; return the exit code."""
     from hydra.core.hydra_config import HydraConfig
 
-    from nasc_evo.measurement.backends import create_backend
-    from nasc_evo.measurement.energy import find_counter
-    from nasc_evo.measurement.journal import SampleJournal
-    from nasc_evo.measurement.machine import machine
-    from nasc_evo.measurement.session import Plan, Session
-    from nasc_evo.measurement.stopwatch import pin
+    from nasc_evo.measurement.session import Plan
     from nasc_evo.report.display import create_console
     from nasc_evo.space import SPACES
     from nasc_evo.space.architecture import REFERENCE_CLASSES
@@ -34,29 +29,7 @@ def run(config: Any) -> int:
     space = SPACES[problem](config.geometry, REFERENCE_CLASSES.get(config.geometry, 1000))
     plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
     out = output_file(config.out)
-    backend = create_backend(plan.backend, plan.processor, plan.threads, plan.launch)
-    here = machine()
-    if plan.processor == "cpu" and plan.threads > here["cores"]:
-        raise UserError(
-            f"threads={plan.threads} is more than the {here['cores']} processors that this process "
-            "may use."
-        )
-    counter = find_counter(plan.processor) if config.energy else None
-    identity = {
-        "space": space.name,
-        "geometry": space.geometry,
-        **asdict(plan),
-        **backend.describe(),
-        "machine": here,
-        "energy": None if counter is None else counter.name,
-    }
-    journal = SampleJournal(out.with_suffix(".samples.jsonl"), identity)
-    try:
-        session = Session(space, plan, backend, journal, counter)
-        pinned = pin(plan.threads)
-        return measure(session, out, config.name or out.stem, here, pinned, create_console())
-    finally:
-        journal.close()
+    return measure(space, plan, out, config.name or out.stem, config.energy, create_console())
 
 
 def output_file(name: str | None) -> Path:
@@ -81,35 +54,74 @@ def output_file(name: str | None) -> Path:
     return out
 
 
-def measure(
-    session: Any, out: Path, name: str, here: dict[str, Any], pinned: list[int] | None, console: Any
-) -> int:
-    """Measure what is missing, write the table and say what it is worth; return the exit code."""
+def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: Any) -> int:
+    """Measure what a journal beside `out` lacks, write the table, and say what it is worth.
+
+    Args:
+        space: The space of architectures.
+        plan: What is measured, and how.
+        out: The table.
+        name: Name of the machine.
+        energy: Whether to read a counter of energy, where there is one.
+        console: Where to print.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: If this machine cannot do it, or the journal is of another measurement.
+    """
     from nasc_evo.cost.table import write_table
-    from nasc_evo.measurement.session import describe_table
+    from nasc_evo.measurement.backends import create_backend
+    from nasc_evo.measurement.energy import find_counter
+    from nasc_evo.measurement.journal import SampleJournal
+    from nasc_evo.measurement.machine import machine
+    from nasc_evo.measurement.session import Session, describe_table
+    from nasc_evo.measurement.stopwatch import pin
     from nasc_evo.report.display import ProgressDisplay, short_path
 
-    done, total = 0, len(session.steps())
-    with ProgressDisplay("Measuring", total, 0, console) as display:
+    here = machine()
+    if plan.threads > here["cores"]:
+        raise UserError(
+            f"threads={plan.threads} is more than the {here['cores']} processors that this process "
+            "may use."
+        )
+    backend = create_backend(plan.backend, plan.processor, plan.threads, plan.launch)
+    identity = {
+        "space": space.name,
+        "geometry": space.geometry,
+        **asdict(plan),
+        "runs_on": backend.describe(),
+        "machine": here,
+    }
+    journal = SampleJournal(out.with_suffix(".samples.jsonl"), identity)
+    done = 0
+    try:
+        counter = find_counter(plan.processor) if energy else None
+        session = Session(space, plan, backend, journal, counter)
+        total = len(session.steps())
+        with ProgressDisplay("Measuring", total, 0, console) as display, pin(plan.threads) as cpus:
 
-        def show(steps: int, total: int, item: str) -> None:
-            nonlocal done
-            done = steps
-            display.show(steps, item, f"Measured {steps} of {total} samples' bursts")
+            def show(steps: int, item: str) -> None:
+                nonlocal done
+                done = steps
+                line = f"{steps} of {total} measured" + f", now {item}" * bool(item)
+                display.show(steps, item, line)
 
-        try:
             session.measure(show)
-        except KeyboardInterrupt as error:
-            console.print(
-                f"Stopped after {done} of {total} bursts of samples, which are kept in "
-                f"{short_path(session.journal.path)}; the same command goes on.",
-                highlight=False,
-                soft_wrap=True,
-            )
-            return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        console.print(
+            f"Stopped after {done} measurements, which are kept in {short_path(journal.path)}; the "
+            "same command goes on.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    finally:
+        journal.close()
     header, rows = session.table()
-    about = describe_table(session.space, name, here, pinned)
-    write_table(out, session.space, {**about, **header}, rows)
+    about = describe_table(space, name, here, plan.processor, cpus)
+    write_table(out, space, {**about, **header}, rows)
     for sentence in summary(header, session, short_path(out)):
         console.print(sentence, highlight=False, soft_wrap=True)
     return 0

@@ -28,6 +28,8 @@ PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Of a relative deviation of 1 against relative errors of 1, for the free form."""
 WORTH = 0.95
 """A freer form must lower the cross-validated error to this share of the simpler one's."""
+NEGLIGIBLE = 1e-4
+"""Relative errors that nobody measures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,6 @@ def choose(
         errors.append(float(np.abs(predicted / measured_ms - 1).mean()))
     best = 0
     for candidate in (1, 2 + int(np.argmin(errors[2:]))):
-        if errors[candidate] < WORTH * errors[best]:
+        if errors[candidate] < WORTH * errors[best] - NEGLIGIBLE:
             best = candidate
     return fits[best](counts, measured_ms)

@@ -10,6 +10,7 @@ import torch
 
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.measurement.pieces import Piece
+from nasc_evo.supernet.evaluation import keep_freed_memory
 
 BACKENDS = ("torch", "onnxruntime")
 PROCESSORS = ("cpu", "cuda")
@@ -73,6 +74,7 @@ class TorchCpu:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
 
     def prepare(self, piece: Piece, *, graph: bool = False, whole: bool = False) -> Timed:
         """Return what runs and times a piece."""
@@ -203,6 +205,7 @@ class TorchCuda:
 
 def captured(run: Callable[[], Any]) -> Callable[[], Any]:
     """Return the replay of a run captured as a CUDA graph."""
+    torch.cuda.empty_cache()  # each graph has memory of its own, also those that are gone
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -116,7 +116,7 @@ class _Graph:
             total = values[0]
             for value in values[1:]:
                 total = self.add("Add", total, value)
-            if len(values) > 1:
+            if block.mean and len(values) > 1:
                 total = self.add("Mul", total, self.weight(np.array(1 / len(values), np.float32)))
             nodes[node] = total
         return nodes[block.n_nodes - 1]

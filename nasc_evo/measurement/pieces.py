@@ -1,12 +1,13 @@
 """What is measured: blocks alone, and runs of blocks out of random networks, as deployed.
 
 Blocks come from a supernet with random weights. Batch norm is folded into the convolutions, for
-statistics that keep activations at unit variance: no latency depends on the values, as long as they
-neither vanish nor overflow.
+statistics that keep activations near unit variance: no latency depends on the values, as long as
+they neither vanish nor overflow. Nodes of a cell add, as those of a network trained alone do: that the
+supernet averages folds into the weights that follow.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,8 +41,11 @@ Shape = tuple[int, ...]
 
 
 def fold(conv: ConvNorm) -> FoldedConv:
-    """Return a convolution with its norm folded in, for inputs of unit variance and mean 0."""
-    deviation = (conv.weight.square().sum(dim=(1, 2, 3)) + NORM_EPS).sqrt()
+    """Return a convolution with its norm folded in, for what a ReLU lets through of unit variance.
+
+    The mean square of such inputs is 1/2, and the outputs have unit variance again.
+    """
+    deviation = (conv.weight.square().sum(dim=(1, 2, 3)) / 2 + NORM_EPS).sqrt()
     scale = conv.gamma / deviation
     return FoldedConv(
         weight=(conv.weight * scale[:, None, None, None]).contiguous(),
@@ -176,7 +180,7 @@ def _fbnet_pieces(space: FBNetSpace, supernet: FBNetSupernet) -> dict[str, Piece
 def _nasbench201_pieces(space: NASBench201Space, supernet: NASBench201Supernet) -> dict[str, Piece]:
     """Return the pieces; an edge is half of two edges of one kind that end in one node.
 
-    What brings the values of a node together is an operation an edge, and is counted that way.
+    So it has a share in the additions that bring the values of a node together.
     """
     blocks = supernet.blocks(supernet.largest())
     keys, pieces = table_keys(space), {}
@@ -191,7 +195,7 @@ def _nasbench201_pieces(space: NASBench201Space, supernet: NASBench201Supernet) 
             if key is not None and key not in pieces:
                 weights = supernet.middle[block - 1]
                 edges = tuple(_edge(weights[e], code) for e in range(2))  # type: ignore[index]
-                pieces[key] = Piece([CellBlock(edges, 2)], shape, copies=2)
+                pieces[key] = Piece([CellBlock(edges, 2, mean=False)], shape, copies=2)
     return pieces
 
 
@@ -216,7 +220,8 @@ class Run:
     def piece(self, supernet: Supernet) -> Piece:
         """Return the piece."""
         blocks = supernet.blocks(self.ops)[self.start : self.end]
-        return Piece(blocks, supernet.space.cut_shapes[self.start])
+        added = [replace(b, mean=False) if isinstance(b, CellBlock) else b for b in blocks]
+        return Piece(added, supernet.space.cut_shapes[self.start])
 
 
 def random_runs(space: ArchitectureSpace, n: int, rng: np.random.Generator) -> list[Run]:

@@ -31,8 +31,8 @@ from nasc_evo.supernet.model import build_supernet
 MIN_NETWORKS = 20
 MAX_THREADS = 1024
 
-OnStep = Callable[[int, int, str], None]
-"""Called with the steps done, those in all, and the item measured next."""
+OnStep = Callable[[int, str], None]
+"""Called with the steps done and the item measured next, empty at the end."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Session:
         for item, number in steps:
             if self._is_done(item, number):
                 continue
-            on_step(done, len(steps), item)
+            on_step(done, item)
             timed = self._items[item]()
             if number is None:
                 assert self.counter is not None
@@ -172,7 +172,7 @@ class Session:
             else:
                 self.journal.add_burst(item, number, stopwatch.burst(timed))
             done += 1
-        on_step(done, len(steps), "")
+        on_step(done, "")
 
     def _figure(self, item: str) -> Figure:
         return summarize([self.journal.bursts[item, n] for n in range(self.plan.rounds)])
@@ -282,10 +282,14 @@ def _rounded(value: float) -> float:
 
 
 def describe_table(
-    space: ArchitectureSpace, name: str, machine: dict[str, Any], pinned: list[int] | None
+    space: ArchitectureSpace,
+    name: str,
+    machine: dict[str, Any],
+    processor: str,
+    pinned: list[int] | None,
 ) -> dict[str, Any]:
     """Return the part of a header that says what a table is and where it comes from."""
-    processor = machine.get("gpu", machine["cpu"])
+    chip = machine["gpu" if processor == "cuda" else "cpu"]
     quirks = [
         "Blocks are those of this package, with random weights and norms folded; an operation that "
         "changes nothing is free."
@@ -295,11 +299,11 @@ def describe_table(
     else:
         quirks.append(
             "An edge counts as half of two equal edges that end in one node, so that it has its "
-            "share in bringing values together; edges without effect are removed before."
+            "share in the additions; edges without effect are removed before."
         )
     header: dict[str, Any] = {
         "name": name,
-        "description": f"{processor}, measured",
+        "description": f"{chip}, measured",
         "batch": 1,
         "units": {"latency_ms": "ms", "energy_mj": "mJ"},
         "source": f"python -m nasc_evo.measure, version {__version__}",

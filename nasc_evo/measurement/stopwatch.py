@@ -1,8 +1,9 @@
 """Timing one thing again and again until what disturbs it can be told from what it takes."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ except ImportError:  # Windows cannot tell when a process was interrupted
     resource = None  # type: ignore[assignment]
 
 WARMUP_RUNS = 3
-WARMUP_SECONDS = 0.01
+WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
 OUTLIER_SIGMAS = 5.0
 """Robust standard deviations (1.4826 x median absolute deviation) beyond which a sample is left
@@ -50,7 +51,7 @@ class Stopwatch:
     """
 
     repeats: int = 20
-    min_seconds: float = 0.02
+    min_seconds: float = 0.01
     max_seconds: float = 1.0
 
     def burst(self, timed: Callable[[], float]) -> Burst:
@@ -121,13 +122,15 @@ def summarize(bursts: Sequence[Burst]) -> Figure:
     return Figure(best, float(high - low), (max(medians) - best) / best)
 
 
-def pin(threads: int) -> list[int] | None:
-    """Bind this process to as many processors as threads; return them, None where impossible.
+@contextlib.contextmanager
+def pin(threads: int) -> Iterator[list[int] | None]:
+    """Bind this process to as many processors as threads; the context is which, None if it cannot.
 
     Processors of different physical cores come first.
     """
     if not hasattr(os, "sched_setaffinity"):
-        return None
+        yield None
+        return
     available = sorted(os.sched_getaffinity(0))
     cores: dict[str, list[int]] = {}
     for cpu in available:
@@ -140,5 +143,16 @@ def pin(threads: int) -> list[int] | None:
     rounds = max(map(len, cores.values()))
     order = [core[i] for i in range(rounds) for core in cores.values() if i < len(core)]
     chosen = sorted(order[:threads])
-    os.sched_setaffinity(0, chosen)
-    return chosen
+    _bind(chosen)
+    try:
+        yield chosen
+    finally:
+        _bind(available)
+
+
+def _bind(processors: Sequence[int]) -> None:
+    """Bind every thread of this process; later ones inherit it."""
+    tasks = Path("/proc/self/task")
+    for task in tasks.iterdir() if tasks.is_dir() else [Path("0")]:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            os.sched_setaffinity(int(task.name), processors)

@@ -218,10 +218,12 @@ class CellBlock:
     Attributes:
         edges: Edges with an effect on the output, all of whose sources are fed.
         n_nodes: Number of nodes; the first is the input, the last the output.
+        mean: Whether nodes average; else they add, as in a network of the benchmark itself.
     """
 
     edges: tuple[Edge, ...]
     n_nodes: int
+    mean: bool = True
 
     def __call__(self, x: Tensor, unit: Unit) -> Tensor:
         """Run the cell; without edges its output is zero."""
@@ -242,7 +244,7 @@ class CellBlock:
                 values.append(value)
             if values:
                 total = sum(values[1:], values[0])
-                nodes[node] = total if len(values) == 1 else total / len(values)
+                nodes[node] = total / len(values) if self.mean and len(values) > 1 else total
         output = nodes.get(self.n_nodes - 1)
         return x * 0 if output is None else output
 

@@ -1,0 +1,75 @@
+"""Corrections on made-up machines whose truth is known."""
+
+import numpy as np
+import pytest
+
+from nasc_evo.measurement.agreement import choose, free, plain, scaled, scores
+
+KINDS = 12
+ALONE = np.linspace(0.05, 0.6, KINDS)
+
+
+def made_up(truth, constant=0.0, noise=0.0, n=60, seed=0):
+    """Return counts, latencies and networks of n networks, whole and both sides."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 3, (2, n, KINDS))
+    first[:, 0] = second[:, 0] = 1
+    counts = np.stack([first + second, first, second], axis=1).reshape(-1, KINDS).astype(float)
+    latency = constant + counts @ truth
+    return counts, latency * rng.normal(1, noise, len(latency)), np.arange(3 * n) // 3
+
+
+def error(correction, truth, constant):
+    counts, measured, _ = made_up(truth, constant, seed=1)
+    return scores(measured, correction.predict(counts))["mape_percent"]
+
+
+def test_scores_by_hand():
+    got = scores(np.array([1.0, 2.0, 4.0]), np.array([1.1, 1.8, 4.0]))
+    assert got["mape_percent"] == pytest.approx(100 * (0.1 + 0.1) / 3, abs=1e-3)
+    assert got["bias_percent"] == pytest.approx(0, abs=1e-3)
+    assert got["kendall_tau"] == 1
+    assert got["r2"] == pytest.approx(1 - 0.05 / np.square([4 / 3, 1 / 3, 5 / 3]).sum(), abs=1e-4)
+
+
+def test_plain_addition_stays_where_it_is_right():
+    counts, measured, networks = made_up(ALONE, noise=0.002)
+    correction = choose(ALONE, counts, measured, networks.tolist())
+    assert correction.form == "plain"
+    assert correction.constant_ms == 0
+    assert np.array_equal(correction.figures_ms, ALONE)
+
+
+def test_constant_and_scale_are_found():
+    truth = 0.8 * ALONE + 0.01
+    counts, measured, networks = made_up(truth, constant=0.3)
+    correction = scaled(ALONE, counts, measured)
+    assert correction.constant_ms == pytest.approx(0.3)
+    assert correction.figures_ms == pytest.approx(truth)
+    chosen = choose(ALONE, counts, measured * 1.0, networks.tolist())
+    assert chosen.form == "scaled"
+    assert error(chosen, truth, 0.3) < 0.01
+    assert error(plain(ALONE), truth, 0.3) > 1
+
+
+def test_single_kinds_that_deviate_are_found():
+    truth = ALONE.copy()
+    truth[[3, 7]] *= (0.4, 1.8)
+    counts, measured, networks = made_up(truth, constant=0.1, noise=0.005)
+    chosen = choose(ALONE, counts, measured, networks.tolist())
+    assert chosen.form == "blocks"
+    assert error(chosen, truth, 0.1) < 1 < error(scaled(ALONE, counts, measured), truth, 0.1)
+
+
+def test_no_figure_is_negative_and_unseen_kinds_keep_their_measured_latency():
+    truth = ALONE.copy()
+    truth[5] = 0
+    counts, measured, _ = made_up(truth)
+    counts[:, 9] = 0
+    measured = counts @ truth
+    correction = free(ALONE, counts, measured, 0.01)
+    start = scaled(ALONE, counts, measured)
+    assert (correction.figures_ms >= 0).all()
+    assert correction.constant_ms >= 0
+    assert correction.figures_ms[9] == pytest.approx(start.figures_ms[9])
+    assert correction.figures_ms[5] < 0.1 * ALONE[5]
