@@ -2,7 +2,7 @@
 
 Blocks come from a supernet with random weights. Batch norm is folded into the convolutions, for
 statistics that keep activations near unit variance: no latency depends on the values, as long as
-they neither vanish nor overflow. Nodes of a cell add, as those of a network trained alone do: that the
+they neither vanish nor overflow. Nodes of a cell add, as in a network trained alone; that the
 supernet averages folds into the weights that follow.
 """
 

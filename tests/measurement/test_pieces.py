@@ -120,7 +120,7 @@ def test_features_and_constant_are_those_of_the_cost_model(space, tmp_path):
     table = CostTable.load(tmp_path / "mine.csv", space)
     nodes = [Node("a", table, DEVICE), Node("b", table, SERVER)]
     chain = Chain(space, nodes, [Link.create("wifi")], image_bytes=3072)
-    split = SplitSpace(space, allow_raw_offload=True)
+    split = SplitSpace(space, allow_raw_offload=True, min_device_blocks=1)
     sides = []
     for run in runs(space, 3)[::3]:
         for cut in range(space.n_blocks + 1):

@@ -1,0 +1,179 @@
+"""`python -m nasc_evo.measure` as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from nasc_evo.cost import CostTable
+from nasc_evo.costs import main as costs
+from nasc_evo.space import FBNetSpace, NASBench201Space
+from problems import FBNetSplit
+from tests.conftest import FAST
+
+QUICK = ("rounds=1", "repeats=3", "networks=20")
+
+
+def start(tmp_path, *args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "nasc_evo.measure", *args],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_lines(path, n, process):
+    for _ in range(600):
+        if path.exists() and len(path.read_bytes().splitlines()) >= n:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    pytest.fail(f"{path} has too few lines")
+
+
+@pytest.mark.slow
+def test_a_killed_and_an_interrupted_measurement_go_on_and_end_as_a_table(cli, tmp_path):
+    journal = tmp_path / "mine.samples.jsonl"
+    arguments = (*QUICK, "out=mine.csv")
+    kept = b""
+    for number, sign in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)):
+        process = start(tmp_path, *arguments)
+        wait_for_lines(journal, 20 * (number + 1), process)
+        process.send_signal(sign)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}.get(sign, 143)
+        assert "Traceback" not in err
+        if sign != signal.SIGKILL:
+            assert "the same command goes on" in out
+        content = journal.read_bytes()
+        assert content.startswith(kept[: kept.rfind(b"\n") + 1])
+        kept = content
+        assert not (tmp_path / "mine.csv").exists()
+    done = cli(*arguments, module="measure")
+    assert done.returncode == 0, done.stderr
+    content = journal.read_bytes()
+    assert content.startswith(kept[: kept.rfind(b"\n") + 1])
+    records = [json.loads(line) for line in content.splitlines()[1:]]
+    names = [(record["item"], record.get("round")) for record in records]
+    assert len(set(names)) == len(names)
+    assert len([name for name, _ in names if name.startswith("run ")]) == 120
+    assert "Predictions of whole networks not fitted to: MAPE" in done.stdout
+    assert "device=table device.path=mine.csv" in done.stdout
+
+    table = CostTable.load(tmp_path / "mine.csv", FBNetSpace(32, 10))
+    assert table.prediction_error is not None
+    assert np.nanmin(table.latency_ms) == 0
+    agreement = table.header["agreement"]
+    for part in ("whole", "sides"):
+        for form in ("plain_addition", "as_corrected"):
+            assert set(agreement[part][form]) >= {"r2", "mape_percent", "kendall_tau"}
+    if table.energy_mj is None:
+        assert "No energy" in done.stdout
+    assert costs(["check", str(tmp_path / "mine.csv")]) == 0
+
+    again = cli(*arguments, module="measure")
+    assert again.returncode == 2
+    assert "out=mine.csv exists" in again.stderr
+    other = cli(*QUICK, "seed=2", "out=mine.csv", module="measure")
+    assert "out=mine.csv exists" in other.stderr
+    (tmp_path / "mine.csv").rename(tmp_path / "kept.csv")
+    other = cli(*QUICK, "seed=2", "out=mine.csv", module="measure")
+    assert other.returncode == 2
+    assert "holds a measurement with another seed: it had 1, this one has 2" in other.stderr
+
+    path = str(tmp_path / "kept.csv")
+    problem = FBNetSplit(device=path, server=path, evaluator=FAST)
+    assert any("off by" in note for note in problem.notes())
+    batch = problem.space.decode_batch(problem.space.xu[None])
+    assert problem.costs(batch)["latency_ms"][0] > 2 * table.constant_ms
+
+
+def test_the_other_space_by_onnx_runtime_without_networks(cli, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the optional extra onnx is not installed")
+    done = cli(
+        "problem=nasbench201",
+        "backend=onnxruntime",
+        "networks=0",
+        "rounds=2",
+        "name=desk",
+        "out=new/cells.csv",
+        module="measure",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "how well sums predict is not known" in done.stdout
+    table = CostTable.load(tmp_path / "new/cells.csv", NASBench201Space())
+    assert table.name == "desk"
+    assert table.constant_ms == 0
+    assert table.pruned == ("unused", "zero_input")
+    assert table.prediction_error is None
+    none, skip, conv_1x1, conv_3x3, _ = table.latency_ms[1]
+    assert none == 0 < skip < conv_1x1 < conv_3x3
+    assert sorted(os.listdir(tmp_path)) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["out=a.txt"], "out must be a file whose name ends in .csv, got 'a.txt'"),
+        ([], "out must be given, such as out=my.csv"),
+        (["out=a.csv", "geometry=64"], "exists at geometry 32 and 224, got 64"),
+        (["out=a.csv", "problem=nasbench201", "geometry=224"], "geometry 32, got 224"),
+        (["out=a.csv", "problem=resnet"], "There is no problem 'resnet'"),
+        (["out=a.csv", "backend=tflite"], "backend must be one of torch, onnxruntime, got 'tflite"),
+        (["out=a.csv", "processor=tpu"], "processor must be one of cpu, cuda, got 'tpu'"),
+        (["out=a.csv", "launch=lazy"], "launch must be one of eager, graph, got 'lazy'"),
+        (["out=a.csv", "launch=graph"], "launch=graph needs processor=cuda"),
+        (["out=a.csv", "threads=0"], "threads must be in 1..1024, got 0"),
+        (["out=a.csv", "threads=1000"], "threads=1000 is more than the"),
+        (["out=a.csv", "networks=5"], "networks must be 0 or at least 20, got 5"),
+        (["out=a.csv", "repeats=many"], "repeats"),
+        (["out=a.csv", "backend=onnxruntime", "processor=cuda"], "on processor=cpu only, got cuda"),
+    ],
+)
+def test_mistakes_are_one_sentence(cli, tmp_path, args, message):
+    done = cli(*args, module="measure")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.glob("*")) == []
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch):
+    from nasc_evo.errors import UserError
+    from nasc_evo.measurement import backends
+
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs onnx and onnxruntime; install them with"):
+        backends.create_backend("onnxruntime", "cpu", 1, "eager")
+
+
+def test_without_a_gpu_cuda_is_refused(monkeypatch):
+    import torch
+
+    from nasc_evo.errors import UserError
+    from nasc_evo.measurement.backends import create_backend
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="needs a CUDA device and there is none"):
+        create_backend("torch", "cuda", 1, "eager")
+
+
+def test_help_is_quick_and_needs_no_torch(tmp_path):
+    code = (
+        "import sys; sys.argv += ['--help']; from nasc_evo.measure import main\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('torch', 'pymoo', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "processor=cuda launch=graph" in done.stdout
+    assert done.stdout.endswith("[]\n")
