@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from nasc_evo.config import config_folder
 from nasc_evo.cost import CostTable
 from nasc_evo.costs import main as costs
+from nasc_evo.hydra_app import register
 from nasc_evo.space import FBNetSpace, NASBench201Space
 from problems import FBNetSplit
 from tests.conftest import FAST
@@ -164,6 +169,34 @@ def test_without_a_gpu_cuda_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a CUDA device and there is none"):
         create_backend("torch", "cuda", 1, "eager")
+
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = [
+    line.split("#")[0].split()[3:]
+    for page in ("README.md", "docs/measure.md")
+    for line in (ROOT / page).read_text().splitlines()
+    if line.startswith("python -m nasc_evo.measure ")
+]
+
+
+@pytest.mark.parametrize("overrides", COMMANDS, ids=" ".join)
+def test_the_commands_of_the_pages_compose(overrides):
+    from nasc_evo.measurement.session import Plan
+
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose("measure", overrides)
+    assert Plan(**{field.name: config[field.name] for field in fields(Plan)}).rounds > 0
+    assert config.out.endswith(".csv")
+
+
+def test_the_three_commands_of_the_pages_follow_each_other():
+    assert len(COMMANDS) >= 6
+    for page in ("README.md", "docs/measure.md"):
+        text = (ROOT / page).read_text()
+        assert "out=my.csv" in text
+        assert "python -m nasc_evo.run device=table device.path=my.csv" in text
 
 
 def test_help_is_quick_and_needs_no_torch(tmp_path):

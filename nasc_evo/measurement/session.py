@@ -24,7 +24,7 @@ from nasc_evo.measurement.pieces import (
     run_features,
     table_keys,
 )
-from nasc_evo.measurement.stopwatch import Figure, Stopwatch, summarize
+from nasc_evo.measurement.stopwatch import WINDOW, Figure, Stopwatch, summarize
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.model import build_supernet
 
@@ -310,8 +310,10 @@ def describe_table(
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine,
         "pinned_to": pinned,
-        "method": "measured_ms is the smallest over the rounds of the median latency of the block "
-        "alone, spread_ms the interquartile range of its samples; latency_ms is corrected so that "
+        "method": "measured_ms is the latency of the block alone, the smallest median of "
+        f"{WINDOW} samples in a row, spread_ms the interquartile range of all its samples; samples "
+        "during which the processor was taken away and outliers are left out. latency_ms is "
+        "measured_ms corrected so that "
         "sums agree with whole networks (see correction). constant_ms is the latency of every "
         "piece of a network beyond its blocks: each machine that runs a part pays it once.",
         "quirks": quirks,

@@ -17,6 +17,8 @@ except ImportError:  # Windows cannot tell when a process was interrupted
 WARMUP_RUNS = 3
 WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
+WINDOW = 5
+"""Samples in a row whose median counts."""
 OUTLIER_SIGMAS = 5.0
 """Robust standard deviations (1.4826 x median absolute deviation) beyond which a sample is left
 out."""
@@ -27,7 +29,7 @@ class Burst:
     """Samples of one thing in a row.
 
     Attributes:
-        samples_ms: Those that count.
+        samples_ms: Those that count, in the order in which they were taken.
         left_out: How many were disturbed or outliers.
     """
 
@@ -38,6 +40,13 @@ class Burst:
     def median_ms(self) -> float:
         """Their median."""
         return float(np.median(self.samples_ms))
+
+    @property
+    def quietest_ms(self) -> float:
+        """The smallest median of :data:`WINDOW` samples in a row."""
+        size = min(WINDOW, len(self.samples_ms))
+        windows = np.lib.stride_tricks.sliding_window_view(self.samples_ms, size)
+        return float(np.median(windows, axis=1).min())
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,8 @@ class Figure:
     """What several bursts say of one thing.
 
     Attributes:
-        median_ms: The smallest median of a burst: a burst at a quiet time.
+        median_ms: The smallest median of a few samples in a row, over all bursts: what else a
+            machine does only ever adds time, and comes and goes.
         spread_ms: Interquartile range of all samples of all bursts.
         disagreement: Largest less smallest median of a burst, relative to the smallest.
     """
@@ -118,8 +128,8 @@ def summarize(bursts: Sequence[Burst]) -> Figure:
     """Return the figure of some bursts."""
     medians = [burst.median_ms for burst in bursts]
     low, high = np.quantile([s for burst in bursts for s in burst.samples_ms], [0.25, 0.75])
-    best = min(medians)
-    return Figure(best, float(high - low), (max(medians) - best) / best)
+    quietest = min(burst.quietest_ms for burst in bursts)
+    return Figure(quietest, float(high - low), max(medians) / min(medians) - 1)
 
 
 @contextlib.contextmanager

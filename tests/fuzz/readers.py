@@ -27,6 +27,7 @@ from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_npz
 from nasc_evo.errors import UserError
+from nasc_evo.measurement import journal as measurement_journal
 from nasc_evo.report.files import read_truth
 from nasc_evo.search.final import COLUMNS
 from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
@@ -351,6 +352,34 @@ def read_run_manifest(folder: Path) -> Any:
     return run.manifest
 
 
+MEASURED = {"space": "fbnet", "threads": 1}
+
+
+@cache
+def samples() -> Files:
+    lines = [
+        {"format": measurement_journal.FORMAT, **MEASURED},
+        {"item": "block stem", "round": 0, "samples_ms": [0.5, 0.25], "left_out": 1},
+        {"item": "run 1", "round": 1, "samples_ms": [5.5], "left_out": 0},
+        {"item": "block stem", "energy_mj": 2.5},
+    ]
+    return {"a.samples.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in lines)}
+
+
+def read_samples(folder: Path) -> Any:
+    read = measurement_journal.SampleJournal(folder / "a.samples.jsonl", MEASURED)
+    read.close()
+    return read.bursts, read.energies
+
+
+SAMPLES_LINE = Document(
+    lambda content: json.loads(content.splitlines()[1]),
+    lambda tree: b"\n".join(
+        [samples()["a.samples.jsonl"].splitlines()[0], json.dumps(tree).encode(), b""]
+    ),
+)
+
+
 @cache
 def truth() -> Files:
     file = io.StringIO()
@@ -464,6 +493,7 @@ READERS = {
     "hw_nas_bench": Reader(hw_nas_bench, read_hw_nas_bench, document=PICKLE),
     "nats_bench": Reader(nats_bench, read_nats_bench, layers=(BZ2,), document=BZ2_PICKLE),
     "journal": Reader(journal, read_journal, document=JOURNAL_LINE),
+    "samples": Reader(samples, read_samples, document=SAMPLES_LINE),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
     "configuration": Reader(configuration, read_configuration, step=10),
     "truth": Reader(truth, read_truth_files, document=JSON),

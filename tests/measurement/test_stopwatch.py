@@ -65,6 +65,8 @@ def test_outliers_are_far_above_the_median_only():
 def test_the_figure_is_that_of_the_quietest_round():
     figure = summarize([Burst((2.0, 2.2, 2.4), 0), Burst((1.0, 1.1, 1.2), 1)])
     assert figure.median_ms == 1.1
+    noisy = (9.0, 2.0, 8.0, 3.0, 3.1, 2.9, 3.0, 3.2, 9.0, 9.0, 8.0, 7.0)
+    assert summarize([Burst(noisy, 0), Burst((3.3,) * 6, 0)]).median_ms == 3.0
     assert figure.disagreement == pytest.approx(1.0)
     assert figure.spread_ms == pytest.approx(2.15 - 1.125)
 
