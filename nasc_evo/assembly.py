@@ -68,12 +68,18 @@ def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
     return Node(text, CostTable.shipped(text, space), role)
 
 
+CHAIN_FIELDS = ("name", "nodes", "links", "roles", "min_last_blocks", "result_bytes")
+
+
 def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_bytes: int) -> Chain:
-    """Return a chain of `{nodes, links, roles}`; without roles a device and servers."""
+    """Return a chain of :data:`CHAIN_FIELDS`; without roles a device and servers."""
     parts = dict(chain) if isinstance(chain, Mapping) else {}
     nodes, links = parts.get("nodes"), parts.get("links")
     if not isinstance(nodes, Sequence) or not isinstance(links, Sequence):
         raise UserError(f"A chain is given by lists of nodes and links, got {chain}.")
+    unknown = sorted(set(parts) - set(CHAIN_FIELDS))
+    if unknown:
+        raise UserError(f"A chain has no field '{unknown[0]}'; it has {', '.join(CHAIN_FIELDS)}.")
     roles = parts.get("roles") or [DEVICE] + [SERVER] * (len(nodes) - 1)
     if (
         not isinstance(roles, Sequence)
@@ -89,7 +95,25 @@ def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_byt
         [build_node(node, role, space) for node, role in zip(nodes, roles, strict=True)],
         [Link.create(link) for link in links],
         image_bytes=image_bytes,
+        result_bytes=parts.get("result_bytes"),
     )
+
+
+def last_blocks(costs: Chain, chain: Mapping[str, Any]) -> int:
+    """Return how many blocks must lie behind the last cut of a chain that was built.
+
+    Raises:
+        UserError: If a number is given for a chain that does not end on the device.
+    """
+    given = chain.get("min_last_blocks")
+    if given is None:
+        return 1 if costs.ends_on_device else 0
+    if not costs.ends_on_device:
+        raise UserError(
+            f"chain.min_last_blocks={given} is for chains that end on the device; this one ends on "
+            f"{costs.nodes[-1].name}, a server."
+        )
+    return given
 
 
 EVALUATORS = ("supernet", "tabular")
@@ -187,7 +211,7 @@ def assemble(
         link: Between them.
         dataset: See :func:`build_dataset`.
         evaluator: See :func:`evaluator_factory`.
-        chain: `{nodes, links, roles}` in place of device, link and server.
+        chain: :data:`CHAIN_FIELDS` in place of device, link and server; nodes and links at least.
         parallel: A name out of :data:`nasc_evo.parallel.BACKENDS`, or options `{name, ...}`.
         genes: Further arguments of :class:`SplitSpace`.
     """
@@ -199,6 +223,7 @@ def assemble(
     made, importance = evaluator_factory(architecture, images, evaluator)
     lossless = getattr(made, "knows_whole_networks_only", False)
     genes |= {"n_links": len(costs.links), "channel_importance": importance}
+    genes["min_last_blocks"] = last_blocks(costs, chain)
     space = SplitSpace(architecture, **genes)
     if lossless:
         # no table knows what a mask or a quantiser does, and each network has figures of its own

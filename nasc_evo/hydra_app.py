@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nasc_evo.config import config_folder, group_options
+from nasc_evo.config import ALIASES, config_folder, group_options
 from nasc_evo.errors import UserError, one_line
 
 EXIT_USER_ERROR = 2
@@ -72,6 +72,8 @@ class RunConfig:
     device: Any = MISSING
     server: Any = MISSING
     link: Any = MISSING
+    edge: Any = MISSING
+    backhaul: Any = MISSING
     chain: Any = MISSING
     dataset: Any = MISSING
     algorithm: Any = MISSING
@@ -101,6 +103,8 @@ class TruthConfig:
     device: Any = MISSING
     server: Any = MISSING
     link: Any = MISSING
+    edge: Any = MISSING
+    backhaul: Any = MISSING
     chain: Any = MISSING
     dataset: Any = MISSING
     evaluator: Any = MISSING
@@ -130,6 +134,11 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="truth_schema", node=TruthConfig)
+    for group, source in ALIASES.items():
+        for option in group_options(group):
+            store.store(
+                group=group, name=option, node={"defaults": [{f"/{source}@_here_": option}]}
+            )
     OmegaConf.register_new_resolver(
         "nasc_folder", lambda resume, default: resume or default, replace=True
     )

@@ -382,24 +382,32 @@ class SplitProblem(Problem):
         sizes = [len(ops) for ops in space.architecture.gene_ops]
         everything = space.architecture.architectures
         rows = everything if len(everything) else one_gene_changed(sizes)
+
+        def largest(values: NDArray) -> float:
+            return float(values.max() if len(everything) else largest_sum(values, sizes))
+
         local = self.costs(all_local_batch(space, rows))
-        remote = self.costs(unmasked_batch(space, rows, 0))
-        worst = {}
-        for name in ("latency_ms", "device_ms", "server_ms", "energy_mj", "macs", "params"):
-            values = (remote if name == "server_ms" else local)[name]
-            worst[name] = float(values.max() if len(everything) else largest_sum(values, sizes))
-        cuts = np.array([cut for cut in space.cut_choices if cut < n] or [n])
-        full = self._full_batch(cuts)
-        sent = self.costs(full)
+        worst = {
+            name: largest(local[name])
+            for name in ("latency_ms", "device_ms", "energy_mj", "macs", "params")
+        }
+        worst["server_ms"] = max(
+            (
+                largest(self.costs(unmasked_batch(space, rows, cuts))["server_ms"])
+                for _, cuts in self.chain.remote_cuts()
+            ),
+            default=0.0,
+        )
+        split = space.cut_vectors[space.cut_choices[space.cut_vectors[:, 0]] < n]
+        sent = self.costs(self._full_batch(split if len(split) else space.cut_vectors))
         for name in ("payload_bytes", "link_ms"):
             worst[name] = float(sent[name].max()) or 1.0
         return worst
 
     def _full_batch(self, cuts: NDArray) -> DesignBatch:
-        """Return designs that send every channel with the most bits at each of `cuts`."""
+        """Return designs that send every channel with the most bits at each of the cut genes."""
         X = np.tile(self.space.xu, (len(cuts), 1))
-        for gene in self.space.cut_genes:
-            X[:, gene] = np.searchsorted(self.space.cut_choices, cuts)
+        X[:, self.space.cut_genes] = cuts
         return self.space.decode_batch(X)
 
     def notes(self) -> list[str]:
@@ -440,6 +448,7 @@ class SplitProblem(Problem):
             ],
             "links": [_link_fields(link) for link in self.chain.links],
             "image_bytes": self.chain.image_bytes,
+            "result_bytes": self.chain.result_bytes,
             "objectives": list(self.objectives),
             "limits": dict(self.limits),
             "evaluator": self.evaluator.describe(),
@@ -484,13 +493,19 @@ def all_local_batch(space: SplitSpace, ops: NDArray) -> DesignBatch:
     return unmasked_batch(space, ops, space.architecture.n_blocks)
 
 
-def unmasked_batch(space: SplitSpace, ops: NDArray, cut: int) -> DesignBatch:
-    """Return architectures cut at 0 (raw offload) or n (all local), where nothing is masked."""
+def unmasked_batch(space: SplitSpace, ops: NDArray, cuts: int | Sequence[int]) -> DesignBatch:
+    """Return architectures cut at 0 (raw offload) or n (all local), where nothing is masked.
+
+    Args:
+        space: Their space.
+        ops: Architectures, `[P, n_genes]`.
+        cuts: One of the two for every link, or for each.
+    """
     n, k = len(ops), space.n_links
     zeros = np.zeros((n, k), dtype=np.int64)
     return DesignBatch(
         ops=np.asarray(ops, dtype=np.int64),
-        cuts=np.full((n, k), cut),
+        cuts=zeros + np.asarray(cuts),
         masks=np.zeros((n, k, space.max_groups), dtype=bool),
         kept_channels=zeros,
         n_groups=zeros,

@@ -59,15 +59,15 @@ def _check_costs(problem: SplitProblem, X: np.ndarray) -> None:
     assert np.allclose(parts, together["latency_ms"]), "latency is not the sum of its parts"
     same = [node.table for node in problem.chain.nodes]
     x = X[:1].copy()
-    for cut in range(len(space.cut_choices)):
-        x[:, space.cut_genes] = cut
-        batch = space.decode_batch(x)
-        node_ms = problem.costs(batch)["node_ms"]
+    x[:, space.cut_genes] = space.cut_vectors[-1]
+    whole = problem.costs(space.decode_batch(x))["node_ms"].sum()
+    for vector in space.cut_vectors:
+        x[:, space.cut_genes] = vector
+        cuts = space.cut_choices[vector].tolist()
+        node_ms = problem.costs(space.decode_batch(x))["node_ms"]
         if all(table is same[0] for table in same):
-            x[:, space.cut_genes] = len(space.cut_choices) - 1
-            whole = problem.costs(space.decode_batch(x))["node_ms"].sum()
-            assert np.isclose(node_ms.sum(), whole), f"head and tail do not add up at cut {cut}"
-        if space.cut_choices[cut] == n:
+            assert np.isclose(node_ms.sum(), whole), f"the parts do not add up at cuts {cuts}"
+        if cuts[0] == n:
             assert (node_ms[:, 1:] == 0).all(), "all local still computes on another node"
 
 

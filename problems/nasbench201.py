@@ -30,7 +30,9 @@ class NASBench201Split(SplitProblem):
         evaluator: `"tabular"` for the official accuracies (CIFAR-100; mask and bits are then no
             genes, since no table knows their effect), options of
             :class:`nasc_evo.supernet.evaluation.SupernetEvaluator`, or any :class:`Evaluator`.
-        chain: `{nodes, links, roles}` in place of device, link and server.
+        chain: `{nodes, links, roles, min_last_blocks, result_bytes}` in place of device, link and
+            server; see :mod:`nasc_evo.cost.chain`. Where the last role is `device`, so many blocks
+            lie behind the last cut (1) unless everything is local.
         objectives: Metrics to minimise.
         limits: Upper limits of metrics.
         allow_raw_offload: Whether the stored image itself may be sent (cut 0).

@@ -21,8 +21,8 @@ from nasc_evo.search.algorithms import create_algorithm
 from tests.conftest import FAST_OPTIONS, needs_data
 
 GROUPS = (
-    *("algorithm", "chain", "dataset", "device", "evaluator", "link", "parallel", "problem"),
-    "server",
+    *("algorithm", "backhaul", "chain", "dataset", "device", "edge", "evaluator", "link"),
+    *("parallel", "problem", "server"),
 )
 
 
@@ -48,6 +48,8 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
     if option == "agemoea":
         pytest.importorskip("numba", reason="the optional extra agemoea is not installed")
     overrides = [f"{group}={option}"]
+    if group in ("edge", "backhaul"):
+        overrides.append("chain=device_edge_cloud")
     if option in ("edgetpu", "tabular"):  # exist for this space, and on this data set
         needs_data("hwnas/nb201_accuracy.npz")
         others = {"problem": "nasbench201", "dataset": "cifar100", "evaluator": "tabular"}
@@ -63,11 +65,11 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
     assert create_algorithm(options.pop("name"), problem, options) is not None
     X = problem.space.xl[None]
     assert problem.costs(problem.space.decode_batch(X))["latency_ms"][0] > 0
-    if group in ("device", "server"):
-        node = problem.chain.nodes[("device", "server").index(group)]
+    if group in ("device", "edge", "server"):
+        node = problem.chain.nodes[{"device": 0, "edge": 1, "server": -1}[group]]
         assert node.name == ("pixel3" if option == "table" else option)
-    if group == "link":
-        assert problem.chain.links[0].name == option
+    if group in ("link", "backhaul"):
+        assert problem.chain.links[-(group == "backhaul")].name == option
 
 
 def test_every_metric_may_be_limited():

@@ -3,7 +3,8 @@
 Nodes n_0..n_k and links l_0..l_{k-1}; cut c_j says where the network passes from node j-1 to node
 j, so node j runs the blocks [c_j, c_{j+1}). A link is used if blocks remain behind its cut
 (c < n). Where neighbouring cuts are equal the node between them only relays. The device is node 0
-and any later node of the same role.
+and any later node of the same role. From a chain that ends on a server the result returns over every
+link that was used; where it ends on the device each link is passed once, for half of its round trip.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ class Costs:
 
     Attributes:
         node_ms: `[P, N]`, computing time of each node.
-        links_ms: `[P, K]`, time of each link: round trip, tensor, result.
+        links_ms: `[P, K]`, time of each link: round trip (half of it where nothing returns),
+            tensor, result.
         payload_bytes: `[P]`, bytes sent over all links (results apart).
         device_ms: `[P]`, computing time of all nodes of role device.
         link_ms: `[P]`, sum of `links_ms`.
@@ -79,9 +81,11 @@ class Chain:
         nodes: At least two; the first is a device.
         links: One fewer than nodes.
         image_bytes: Size of the stored input image, sent as it is at cut 0.
+        result_bytes: Size of the result that returns to the device from where the network ends;
+            None is one float32 a class.
 
     Raises:
-        UserError: If numbers of nodes and links do not fit.
+        UserError: If numbers of nodes and links do not fit, or a size is no whole number >= 0.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Chain:
         links: Sequence[Link],
         *,
         image_bytes: int,
+        result_bytes: int | None = None,
     ) -> None:
         if not 2 <= len(nodes) <= MAX_NODES or len(links) != len(nodes) - 1:
             raise UserError(
@@ -103,8 +108,28 @@ class Chain:
         self.nodes = tuple(nodes)
         self.links = tuple(links)
         self.image_bytes = image_bytes
-        self.result_bytes = LOGIT_BYTES * space.n_classes
+        if result_bytes is None:
+            result_bytes = LOGIT_BYTES * space.n_classes
+        if not isinstance(result_bytes, int) or isinstance(result_bytes, bool) or result_bytes < 0:
+            raise UserError(
+                f"chain.result_bytes must be a whole number >= 0 or null, got {result_bytes!r}."
+            )
+        self.result_bytes = result_bytes
         self._elements_at = np.array([0] + [h * w for _, h, w in space.cut_shapes[1:]] + [0])
+
+    @property
+    def ends_on_device(self) -> bool:
+        """Whether the last node is a device."""
+        return self.nodes[-1].role == DEVICE
+
+    def remote_cuts(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return for each server its name and the cuts by which it runs the whole network."""
+        n, k = self.space.n_blocks, len(self.links)
+        return [
+            (node.name, (0,) * j + (n,) * (k - j))
+            for j, node in enumerate(self.nodes)
+            if node.role == SERVER
+        ]
 
     def missing_for_energy(self) -> list[str]:
         """Return the names of the unknown constants that an energy needs."""
@@ -200,7 +225,7 @@ class Chain:
             if link.radio is not None and (is_device[j] or towards_device):
                 power = link.down_mw() if towards_device else link.up_mw()
                 radio_mj[:, j] = 1e-3 * (power * there + link.down_mw() * back)
-        rtt = np.array([link.rtt_ms for link in self.links])
+        rtt = np.array([link.rtt_ms for link in self.links]) * np.where(returns, 1.0, 0.5)
         links_ms = np.where(used, rtt + transfer_ms, 0.0)
         device_ms = node_ms[:, is_device].sum(axis=1)
         link_ms = links_ms.sum(axis=1)

@@ -4,7 +4,7 @@ A run writes `front.png` and `front.svg`, a collection of runs `fronts.png` and 
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nasc_evo.cost.chain import DEVICE
 from nasc_evo.problem import SplitProblem
 from nasc_evo.report.collection import Group
 from nasc_evo.search.final import FinalResult
 from nasc_evo.search.loop import SearchResult
 
-PART_COLOURS = {"device_ms": "#0072b2", "link_ms": "#e69f00", "server_ms": "#009e73"}
+NODE_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#999999")
+LINK_COLOURS = ("#e69f00", "#f0e442", "#d55e00", "#ffd8a8")
 FRONT_COLOUR = "#d55e00"
 RUN_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 UNION_COLOUR = "0.8"
@@ -37,14 +39,22 @@ def draw_front(
     left, right = figure.subplots(1, 2)
     _draw_objectives(left, problem, search, result)
     _draw_parts(right, problem, result)
-    device, *servers = (node.name for node in problem.chain.nodes)
-    links = ", ".join(f"{link.name} {link.uplink_mbps:g} Mbps" for link in problem.chain.links)
     figure.suptitle(
-        f"{problem.space.architecture.name} on {device}, {links}, {', '.join(servers)}: error on "
-        f"{result.images} images",
+        f"{problem.space.architecture.name} on {_route(problem)}: error on {result.images} images",
         fontsize=11,
     )
     _save(figure, folder, "front")
+
+
+def _route(problem: SplitProblem) -> str:
+    """Return nodes and links in their order, such as `edgegpu, wifi 18.88 Mbps, titan_rtx`."""
+    chain = problem.chain
+    towards_device = [node.role == DEVICE for node in chain.nodes[1:]]
+    names = [chain.nodes[0].name]
+    for link, node, down in zip(chain.links, chain.nodes[1:], towards_device, strict=True):
+        rate = link.downlink_mbps if down else link.uplink_mbps
+        names += [f"{link.name} {rate:g} Mbps", node.name]
+    return ", ".join(names)
 
 
 def _save(figure: Figure, folder: Path, name: str) -> None:
@@ -96,7 +106,7 @@ def _draw_objectives(
         axes.scatter(
             [row["latency_ms"]],
             [100 * row["error"]],
-            marker=MARKERS[row["kind"]],
+            marker=next(m for kind, m in MARKERS.items() if row["kind"].startswith(kind)),
             s=45,
             facecolors="black" if filled else "none",
             edgecolors="black",
@@ -124,9 +134,8 @@ def _limit_view(axes: Axes, error: list[float], result: FinalResult) -> None:
 def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
     place = np.arange(len(result.front))
     bottom = np.zeros(len(place))
-    for name, colour in PART_COLOURS.items():
-        values = np.array([d.evaluation.metric(name) for d in result.front])
-        axes.bar(place, values, bottom=bottom, color=colour, label=name.removesuffix("_ms"))
+    for label, colour, values in _parts(problem, result):
+        axes.bar(place, values, bottom=bottom, color=colour, label=label)
         bottom += values
     limit = problem.limits.get("latency_ms")
     if limit is not None:
@@ -145,6 +154,20 @@ def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
     axes.set_ylabel("latency (ms)")
     axes.set_title("where the time goes, for each design of the front", fontsize=10)
     axes.legend(fontsize=8)
+
+
+def _parts(problem: SplitProblem, result: FinalResult) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield label, colour and time of every node and link, in the order of the chain."""
+    costs = [design.evaluation.costs for design in result.front]
+    node_ms, links_ms = (np.array([c[name] for c in costs]) for name in ("node_ms", "links_ms"))
+    nodes = problem.chain.nodes
+    names = ["device", "server"] if len(nodes) == 2 else [node.name for node in nodes]
+    for j, name in enumerate(names):
+        again = " again" if j > 0 and nodes[j].role == DEVICE else ""
+        yield f"{name}{again}", NODE_COLOURS[j], node_ms[:, j]
+        if j < len(names) - 1:
+            label = "link" if len(names) == 2 else f"link {j + 1}, {problem.chain.links[j].name}"
+            yield label, LINK_COLOURS[j], links_ms[:, j]
 
 
 def draw_fronts(folder: Path, groups: Sequence[Group]) -> None:
