@@ -144,8 +144,12 @@ def register() -> None:
     )
 
 
-def instantiate(config: Any) -> Any:
+def instantiate(config: Any, **objects: Any) -> Any:
     """Return the problem that a configuration describes.
+
+    Args:
+        config: Its class as `_target_`, and its options.
+        objects: Options that are objects.
 
     Its class is the only thing that a configuration can name to be called; Hydra's own
     instantiation would call anything, at any depth.
@@ -158,6 +162,7 @@ def instantiate(config: Any) -> Any:
     options: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_dict(config) else {}
     target = str(options.pop("_target_", None))
     options.pop("_convert_", None)
+    options |= objects
     try:
         module, _, name = target.rpartition(".")
         kind = getattr(importlib.import_module(module), name)

@@ -212,7 +212,7 @@ class SplitProblem(Problem):
         designs: list[Design],
         new: dict[tuple[str, str, int], int],
     ) -> None:
-        costs = self.costs(batch)
+        costs = evaluation_costs(self.costs(batch))
         (split, count) = next((key[1], key[2]) for key in new)
         refusals = self.chain.refusals(batch)
         refused = {
@@ -232,7 +232,7 @@ class SplitProblem(Problem):
                     split=split,
                     score=score,
                     kept_channels=tuple(batch.kept_channels[row].tolist()),
-                    costs={name: _plain(values[row]) for name, values in costs.items()},
+                    costs=costs[row],
                     refused=key in refused,
                 )
                 if self.on_evaluation is not None:
@@ -461,10 +461,13 @@ def _link_fields(link: Any) -> dict[str, Any]:
     return asdict(link)
 
 
-def _plain(value: Any) -> Any:
-    """Return a number or list without numpy types; None for NaN."""
-    value = value.tolist()
-    return None if isinstance(value, float) and math.isnan(value) else value
+def evaluation_costs(costs: Mapping[str, NDArray]) -> list[dict[str, Any]]:
+    """Return the costs of each design of a population as plain values; None for NaN."""
+    columns = [
+        [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+        for values in (array.tolist() for array in costs.values())
+    ]
+    return [dict(zip(costs, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def one_gene_changed(sizes: Sequence[int]) -> NDArray[np.int64]:

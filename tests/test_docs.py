@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from nasc_evo import repick
 from nasc_evo.config import config_folder
 from nasc_evo.hydra_app import instantiate, register
 from nasc_evo.search.operators import random_genomes
+from tests.test_repick import Recorded, write_run
 
 PAGE = (Path(__file__).parents[1] / "docs" / "costs.md").read_text()
 COMMANDS = [
@@ -39,6 +41,24 @@ def test_a_search_of_the_page_composes_and_has_costs(overrides, tmp_path, monkey
     costs = problem.costs(problem.space.decode_batch(X))
     assert np.isfinite(costs["latency_ms"]).all()
     assert all(value > 0 for value in problem.reference_point.values())
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "run"
+    write_run(folder, n=60)
+    return folder
+
+
+@pytest.mark.parametrize("words", commands("repick"), ids=" ".join)
+def test_a_repick_of_the_page_ends_well(words, run_folder, monkeypatch):
+    def create(config, changed, **objects):
+        return original(config, changed, **{"evaluator": Recorded(), **objects})
+
+    original = repick.create_problem
+    monkeypatch.setattr(repick, "create_problem", create)
+    assert repick.main([word.replace("<dir>", str(run_folder)) for word in words]) == 0
+    assert list((run_folder / "repick").glob("*/*.csv"))
 
 
 def test_every_python_line_of_the_page_is_valid():

@@ -3,8 +3,9 @@
 Nodes n_0..n_k and links l_0..l_{k-1}; cut c_j says where the network passes from node j-1 to node
 j, so node j runs the blocks [c_j, c_{j+1}). A link is used if blocks remain behind its cut
 (c < n). Where neighbouring cuts are equal the node between them only relays. The device is node 0
-and any later node of the same role. From a chain that ends on a server the result returns over every
-link that was used; where it ends on the device each link is passed once, for half of its round trip.
+and any later node of the same role. From a chain that ends on a server the result returns over
+every link that was used; where it ends on the device each link is passed once, for half of its
+round trip.
 """
 
 from collections.abc import Sequence
@@ -121,6 +122,16 @@ class Chain:
     def ends_on_device(self) -> bool:
         """Whether the last node is a device."""
         return self.nodes[-1].role == DEVICE
+
+    def with_links(self, links: Sequence[Link]) -> "Chain":
+        """Return the same nodes joined by other links."""
+        return Chain(
+            self.space,
+            self.nodes,
+            links,
+            image_bytes=self.image_bytes,
+            result_bytes=self.result_bytes,
+        )
 
     def remote_cuts(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return for each server its name and the cuts by which it runs the whole network."""

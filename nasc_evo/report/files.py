@@ -35,6 +35,7 @@ def write_front(
     *,
     name: str = "pareto",
     truth_hypervolume: float | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `<name>.csv` and `<name>.json` of a result; numbers in full precision.
 
@@ -45,6 +46,7 @@ def write_front(
         result: What to write.
         name: Of the files.
         truth_hypervolume: Hypervolume of the exact front, None where that is not known.
+        further: Further parts of the .json file.
     """
     rows = front_rows(result)
     chain = len(problem.chain.links) > 1
@@ -56,7 +58,7 @@ def write_front(
     document = front_document(problem, search, result)
     if truth_hypervolume is not None:
         document["hypervolume"]["relative_to_truth"] = result.hypervolume / truth_hypervolume
-    write_json(folder / f"{name}.json", document)
+    write_json(folder / f"{name}.json", document | dict(further or {}))
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

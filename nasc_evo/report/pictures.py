@@ -4,7 +4,7 @@ A run writes `front.png` and `front.svg`, a collection of runs `fronts.png` and 
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,14 @@ def draw_front(
     _save(figure, folder, "front")
 
 
-def _route(problem: SplitProblem) -> str:
+def _route(problem: SplitProblem, *, rates: bool = True) -> str:
     """Return nodes and links in their order, such as `edgegpu, wifi 18.88 Mbps, titan_rtx`."""
     chain = problem.chain
     towards_device = [node.role == DEVICE for node in chain.nodes[1:]]
     names = [chain.nodes[0].name]
     for link, node, down in zip(chain.links, chain.nodes[1:], towards_device, strict=True):
         rate = link.downlink_mbps if down else link.uplink_mbps
-        names += [f"{link.name} {rate:g} Mbps", node.name]
+        names += [f"{link.name} {rate:g} Mbps" if rates else link.name, node.name]
     return ", ".join(names)
 
 
@@ -168,6 +168,77 @@ def _parts(problem: SplitProblem, result: FinalResult) -> Iterator[tuple[str, st
         if j < len(names) - 1:
             label = "link" if len(names) == 2 else f"link {j + 1}, {problem.chain.links[j].name}"
             yield label, LINK_COLOURS[j], links_ms[:, j]
+
+
+def draw_sweep(
+    folder: Path, problem: SplitProblem, key: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write both pictures of how the chosen design moves with a rate.
+
+    Args:
+        folder: Where they go.
+        problem: What the designs are of.
+        key: The rate, such as `link.uplink_mbps`.
+        rows: For each rate the chosen design by the columns of `pareto.csv`; without them where no
+            design meets the limits.
+    """
+    figure = Figure(figsize=(8, 8.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    rate = [row[key] for row in rows]
+
+    def column(name: str, scale: float = 1.0) -> list[float]:
+        return [scale * row[name] if name in row else np.nan for row in rows]
+
+    n, links = problem.space.architecture.n_blocks, problem.space.n_links
+    for link in range(links):
+        cuts = [float(str(row["cut"]).split("/")[link]) if "cut" in row else np.nan for row in rows]
+        label = "cut" if links == 1 else f"cut {link + 1}"
+        style = {"marker": "o", "markersize": 4 + 2 * (links - 1 - link), "linewidth": 1.2}
+        top.plot(rate, cuts, drawstyle="steps-mid", color=NODE_COLOURS[link], label=label, **style)
+    top.axhline(n, color="black", linestyle=":", linewidth=1, label=f"all local ({n})")
+    top.set_ylabel("blocks before the cut")
+    top.set_ylim(-0.5, n + 0.8)
+    middle.errorbar(
+        rate,
+        column("error", 100.0),
+        yerr=column("error_se", 100.0),
+        color=FRONT_COLOUR,
+        marker="o",
+        markersize=4,
+        linewidth=1.2,
+        elinewidth=0.8,
+        drawstyle="steps-mid",
+        label="error of the chosen design, ± standard error",
+    )
+    middle.set_ylabel("error (%)")
+    below = np.zeros(len(rows))
+    for name, colour in zip(
+        ("device_ms", "link_ms", "server_ms"),
+        (NODE_COLOURS[0], LINK_COLOURS[0], NODE_COLOURS[1]),
+        strict=True,
+    ):
+        above = below + np.array(column(name))
+        label = name.removesuffix("_ms")
+        bottom.fill_between(rate, below, above, step="mid", color=colour, label=label, linewidth=0)
+        below = above
+    limit = problem.limits.get("latency_ms")
+    if limit is not None:
+        bottom.axhline(
+            limit, color="black", linestyle="--", linewidth=1, label=f"limit {limit:g} ms"
+        )
+    bottom.set_ylabel("latency (ms)")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xscale("log")
+    bottom.set_xlim(0.9 * rate[0], rate[-1] / 0.9)
+    bottom.set_xlabel(f"{key} (Mbps)")
+    for axes in (top, middle, bottom):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    how = "the most accurate within the limits" if problem.limits else "the recommended one"
+    where = f"{problem.space.architecture.name} on {_route(problem, rates=False)}"
+    figure.suptitle(f"{where}\nthe chosen design: {how}", fontsize=10)
+    _save(figure, folder, "sweep")
 
 
 def draw_fronts(folder: Path, groups: Sequence[Group]) -> None:

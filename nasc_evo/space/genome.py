@@ -44,7 +44,7 @@ class Design:
     masks: tuple[str, ...]
     bits: tuple[int, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The identity of the phenotype, `arch;cut;mask;bits`, chains joined by `/`."""
         parts = (self.cuts, self.masks, self.bits)

@@ -39,6 +39,7 @@ from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
 from tests.conftest import FAST
 from tests.fuzz.command import command_line
+from tests.test_repick import repicked, write_run
 
 Files = dict[str, bytes]
 IMAGES = {"train": 2, "test": 1}
@@ -352,6 +353,20 @@ def read_run_manifest(folder: Path) -> Any:
 
 
 @cache
+def repicked_run() -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        write_run(Path(folder) / "run", n=6)
+        names = (MANIFEST, JOURNAL)
+        return {name: (Path(folder) / "run" / name).read_bytes() for name in names}
+
+
+def read_repicked_run(folder: Path) -> Any:
+    picked = repicked(folder, "link.uplink_mbps=3", "limits.latency_ms=40")
+    front = picked.front()
+    return picked.result(front).hypervolume, picked.offers(front, 2)
+
+
+@cache
 def truth() -> Files:
     file = io.StringIO()
     rows = csv.DictWriter(file, COLUMNS, restval="1", lineterminator="\n")
@@ -466,5 +481,8 @@ READERS = {
     "journal": Reader(journal, read_journal, document=JOURNAL_LINE),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
     "configuration": Reader(configuration, read_configuration, step=10),
+    "repicked_run": Reader(
+        repicked_run, read_repicked_run, (MANIFEST, JOURNAL), document=JSON, step=4
+    ),
     "truth": Reader(truth, read_truth_files, document=JSON),
 }
