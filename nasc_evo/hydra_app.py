@@ -62,6 +62,7 @@ class Limits:
     energy_mj: float | None = None
     macs: float | None = None
     params: float | None = None
+    latency_p95_ms: float | None = None
 
 
 @dataclass

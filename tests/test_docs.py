@@ -33,6 +33,7 @@ def test_a_search_of_the_page_composes_and_has_costs(overrides, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     table = config_folder().parent / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
     Path("my.csv").write_bytes(table.read_bytes())
+    Path("rates.csv").write_text("uplink_mbps\n3\n5.5\n12\n")
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose("config", overrides)

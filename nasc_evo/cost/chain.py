@@ -10,11 +10,14 @@ round trip.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nasc_evo.cost.link import Link
+from nasc_evo.cost.rate import WEIGHTS, Variation, joint_slowdown, slowdown
 from nasc_evo.cost.table import CostTable
 from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
@@ -27,6 +30,7 @@ SERVER = "server"
 QUANTIZER_BYTES = 4
 """Two fp16 numbers a kept channel: minimum and maximum, for bits < 16."""
 LOGIT_BYTES = 4
+PERCENTILE = 0.95
 MAX_NODES = 5
 """Every combination of cuts is looked at, and their number grows by the power of the links."""
 
@@ -60,7 +64,9 @@ class Costs:
         device_ms: `[P]`, computing time of all nodes of role device.
         link_ms: `[P]`, sum of `links_ms`.
         server_ms: `[P]`, computing time of all nodes of role server.
-        latency_ms: `[P]`, end to end.
+        latency_ms: `[P]`, end to end; at the median rates where rates vary.
+        latency_p95_ms: `[P]`, what 95 % of the inferences do not exceed where rates vary, None
+            without. Whatever else is random enters by its mean.
         energy_mj: `[P]`, energy of the device; NaN where a constant is unknown.
     """
 
@@ -71,6 +77,7 @@ class Costs:
     link_ms: FloatArray
     server_ms: FloatArray
     latency_ms: FloatArray
+    latency_p95_ms: FloatArray | None
     energy_mj: FloatArray
 
 
@@ -116,7 +123,51 @@ class Chain:
                 f"chain.result_bytes must be a whole number >= 0 or null, got {result_bytes!r}."
             )
         self.result_bytes = result_bytes
+        self._varying = self._find_varying()
         self._elements_at = np.array([0] + [h * w for _, h, w in space.cut_shapes[1:]] + [0])
+
+    def _find_varying(self) -> list[tuple[Variation, list[int]]]:
+        """Return each way in which rates vary, and the links that vary so, together.
+
+        Links between the same two nodes are one, passed in both directions.
+        """
+        found: dict[Any, tuple[Variation, list[int]]] = {}
+        for j, link in enumerate(self.links):
+            if link.variation is not None:
+                ends = frozenset((node.name, node.role) for node in self.nodes[j : j + 2])
+                found.setdefault(ends, (link.variation, []))[1].append(j)
+        if len(found) > 2:
+            raise UserError(
+                f"The rates of at most 2 links of a chain may vary, got {len(found)}; make others "
+                "constant."
+            )
+        return list(found.values())
+
+    @property
+    def varies(self) -> bool:
+        """Whether the rate of a link varies, so that there is a latency of the slowest cases."""
+        return bool(self._varying)
+
+    @cached_property
+    def _joint_slowdown(self) -> FloatArray:
+        (first, _), (second, _) = self._varying
+        return joint_slowdown(first, second, PERCENTILE)
+
+    def _percentile(self, latency_ms: FloatArray, transfer_ms: FloatArray) -> FloatArray:
+        """Return the 95th percentile of the latency, `[P]`.
+
+        Args:
+            latency_ms: At the median rates, `[P]`.
+            transfer_ms: Time of the bytes on each link at the median rates, `[P, K]`.
+        """
+        varying = [transfer_ms[:, links].sum(axis=1) for _, links in self._varying]
+        total = np.sum(varying, axis=0)
+        if len(varying) == 1:
+            slower = slowdown(self._varying[0][0], PERCENTILE)
+        else:
+            share = np.divide(varying[0], total, out=np.zeros_like(total), where=total > 0)
+            slower = np.interp(share, WEIGHTS, self._joint_slowdown)
+        return latency_ms + total * (slower - 1)
 
     @property
     def ends_on_device(self) -> bool:
@@ -227,17 +278,21 @@ class Chain:
         returns = used & ~is_device[last_node][:, None]
 
         transfer_ms = np.zeros(payload.shape)
+        waiting_ms = np.zeros(payload.shape)
         radio_mj = np.zeros(payload.shape)
         for j, link in enumerate(self.links):
             towards_device = is_device[j + 1]
             there = link.down_ms(payload[:, j]) if towards_device else link.up_ms(payload[:, j])
             back = np.where(returns[:, j], link.down_ms(self.result_bytes), 0.0)
             transfer_ms[:, j] = there + back
+            waiting_ms[:, j] = link.resend_ms(payload[:, j]) + link.message_ms
+            lost_back = link.resend_ms(self.result_bytes) + link.message_ms
+            waiting_ms[:, j] += np.where(returns[:, j], lost_back, 0.0)
             if link.radio is not None and (is_device[j] or towards_device):
                 power = link.down_mw() if towards_device else link.up_mw()
                 radio_mj[:, j] = 1e-3 * (power * there + link.down_mw() * back)
         rtt = np.array([link.rtt_ms for link in self.links]) * np.where(returns, 1.0, 0.5)
-        links_ms = np.where(used, rtt + transfer_ms, 0.0)
+        links_ms = np.where(used, rtt + transfer_ms + waiting_ms, 0.0)
         device_ms = node_ms[:, is_device].sum(axis=1)
         link_ms = links_ms.sum(axis=1)
         server_ms = node_ms[:, ~is_device].sum(axis=1)
@@ -262,5 +317,6 @@ class Chain:
             link_ms=link_ms,
             server_ms=server_ms,
             latency_ms=latency_ms,
+            latency_p95_ms=self._percentile(latency_ms, transfer_ms) if self.varies else None,
             energy_mj=energy_mj,
         )

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nasc_evo.problem import Evaluation, SplitProblem
+from nasc_evo.problem import VARYING, Evaluation, SplitProblem
 from nasc_evo.report.collection import Group, summary_rows
 from nasc_evo.search.final import FinalResult, front_rows
 
@@ -25,7 +25,8 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
     chain = len(problem.chain.links) > 1
     parts = ("node_ms", "links_ms") if chain else ("device_ms", "link_ms", "server_ms")
     names = ("nodes", "links") if chain else ("device", "link", "server")
-    for name in (*names, "total ms", "kB sent", "error %", "test %"):
+    totals = {"latency_ms": "total ms", **dict.fromkeys(VARYING * problem.chain.varies, "95 % ms")}
+    for name in (*names, *totals.values(), "kB sent", "error %", "test %"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, (row, design) in enumerate(zip(front_rows(result), result.front, strict=True)):
         sent = any(design.evaluation.design.masks)
@@ -35,7 +36,7 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
             str(row["cut"]),
             _channels(problem, design.evaluation) if sent else "-",
             str(row["bits"]) if sent else "-",
-            *(_milliseconds(design.evaluation.costs[name]) for name in (*parts, "latency_ms")),
+            *(_milliseconds(design.evaluation.costs[name]) for name in (*parts, *totals)),
             f"{row['payload_bytes'] / 1000:.3f}",
             f"{100 * row['error']:.2f} ± {100 * row['error_se']:.2f}",
             "-" if test is None else f"{100 * test:.2f}",

@@ -9,6 +9,7 @@ import numpy as np
 from nasc_evo.errors import UserError
 from nasc_evo.problem import (
     METRICS,
+    VARYING,
     Evaluation,
     SplitProblem,
     describe_evaluation,
@@ -33,7 +34,7 @@ COLUMNS = (
     "error",
     "error_se",
     "error_test",
-    *METRICS[1:],
+    *(name for name in METRICS[1:] if name not in VARYING),
 )
 """Columns of `pareto.csv`."""
 
@@ -276,11 +277,11 @@ def _front_beside(
 
 
 def front_rows(result: FinalResult) -> list[dict[str, Any]]:
-    """Return the rows of `pareto.csv`: :data:`COLUMNS` of each design of the front."""
+    """Return the rows of `pareto.csv`: :data:`COLUMNS`, and what there is where rates vary."""
     rows = []
     for design in result.front:
         values = describe_evaluation(design.evaluation)
         values["design_id"] = design.design_id
         values["error_test"] = None if design.test is None else design.test.score.error
-        rows.append({name: values[name] for name in COLUMNS})
+        rows.append({name: values[name] for name in (*COLUMNS, *VARYING) if name in values})
     return rows

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nasc_evo.cost import Chain
 from nasc_evo.errors import UserError, brief, one_line
-from nasc_evo.problem import Evaluation, SplitProblem, evaluation_costs
+from nasc_evo.problem import VARYING, Evaluation, SplitProblem, evaluation_costs
 from nasc_evo.search.final import FinalResult, reference_designs, result_of
 from nasc_evo.search.folder import FORMAT, JOURNAL, MANIFEST, first_difference, read_document
 from nasc_evo.search.indicators import hypervolume, least_infeasible, non_dominated
@@ -316,7 +316,7 @@ class Repick:
         Where objectives or limits are on other metrics, all designs are returned.
         """
         problem = self.problem
-        if not {*problem.objectives, *problem.limits} <= {"error", "latency_ms"}:
+        if not {*problem.objectives, *problem.limits} <= {"error", "latency_ms", *VARYING}:
             return self
         batch, errors = self.recorded.batch, [score.error for score in self.recorded.scores]
         F, allowed = self._link_free(batch, np.array(errors))

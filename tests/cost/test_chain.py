@@ -190,5 +190,7 @@ def test_impossible_links_are_refused(change, message):
 
 
 def test_unknown_link_lists_those_there_are():
-    with pytest.raises(UserError, match="available are 3g, 5g, ble, ethernet, lte, wan, wifi"):
+    with pytest.raises(
+        UserError, match="available are 3g, 5g, ble, ethernet, lte, trace, uav, wan, wifi"
+    ):
         Link.create("fibre")

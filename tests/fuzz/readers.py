@@ -22,7 +22,8 @@ import torch
 import yaml
 
 from nasc_evo.config import config_folder
-from nasc_evo.cost import hwnasbench, natsbench, network
+from nasc_evo.cost import Link, hwnasbench, natsbench, network
+from nasc_evo.cost.rate import slowdown
 from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_npz
@@ -353,6 +354,17 @@ def read_run_manifest(folder: Path) -> Any:
 
 
 @cache
+def trace() -> Files:
+    lines = [f"{second},{3.5 + second % 7}" for second in range(40)]
+    return {"rates.csv": "\n".join(["time_s,uplink_mbps", *lines, ""]).encode()}
+
+
+def read_trace(folder: Path) -> Any:
+    link = Link.create({"name": "t", "trace": str(folder / "rates.csv")})
+    return link.describe(), slowdown(link.variation, 0.95)
+
+
+@cache
 def repicked_run() -> Files:
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder) / "run", n=6)
@@ -484,5 +496,6 @@ READERS = {
     "repicked_run": Reader(
         repicked_run, read_repicked_run, (MANIFEST, JOURNAL), document=JSON, step=4
     ),
+    "trace": Reader(trace, read_trace),
     "truth": Reader(truth, read_truth_files, document=JSON),
 }
