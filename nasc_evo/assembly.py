@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nasc_evo.config import load_group_option
-from nasc_evo.cost import Chain, CostTable, Link, Node
+from nasc_evo.cost import Chain, CostTable, Link, Node, Queue
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.data import ImageDataset, get_dataset
 from nasc_evo.errors import UserError
@@ -21,7 +21,7 @@ from nasc_evo.supernet.score import Evaluator
 from nasc_evo.supernet.weights import find_weights, load_importance, read_manifest
 
 NodeLike = str | os.PathLike[str] | Mapping[str, Any] | CostTable
-"""A shipped name, the path of a table file, `{name, path, idle_mw}`, or a table."""
+"""A shipped name, the path of a table file, a mapping of :data:`NODE_FIELDS`, or a table."""
 
 
 def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDataset:
@@ -43,22 +43,41 @@ def build_architecture(name: str, dataset: ImageDataset) -> ArchitectureSpace:
     return SPACES[name](dataset.geometry, dataset.n_classes)
 
 
+NODE_FIELDS = ("name", "path", "idle_mw", "arrival_per_s", "service_ms")
+
+
+def build_queue(role: str, arrival_per_s: Any, service_ms: Any) -> Queue | None:
+    """Return the queue of a node, None without arrivals.
+
+    Raises:
+        UserError: If a device has one, or a figure is out of range.
+    """
+    if arrival_per_s is None and service_ms is None:
+        return None
+    if role != SERVER:
+        raise UserError("arrival_per_s and service_ms are for servers; a device serves one user.")
+    if arrival_per_s is None:
+        raise UserError(f"server.service_ms={service_ms} needs server.arrival_per_s too.")
+    return Queue(arrival_per_s, service_ms)
+
+
 def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
     """Return a node of the chain."""
     if isinstance(node, CostTable):
         return Node(node.name, node, role)
     if isinstance(node, Mapping):
-        values = {"path": None, "idle_mw": None, **node}
-        if set(values) != {"name", "path", "idle_mw"}:
-            raise UserError(f"A node has the fields name, path and idle_mw, got {dict(node)}.")
+        values = {**dict.fromkeys(NODE_FIELDS), **node}
+        if set(values) != set(NODE_FIELDS):
+            raise UserError(f"A node has the fields {', '.join(NODE_FIELDS)}, got {dict(node)}.")
         idle_mw = values["idle_mw"]
         if idle_mw is not None and not (isinstance(idle_mw, (int, float)) and 0 <= idle_mw < 1e9):
             raise UserError(f"{role}.idle_mw must be a number >= 0, got {idle_mw!r}.")
+        queue = build_queue(role, values["arrival_per_s"], values["service_ms"])
         if values["path"] is not None:
             table = CostTable.load(Path(str(values["path"])).expanduser(), space)
-            return Node(table.name, table, role, idle_mw)
+            return Node(table.name, table, role, idle_mw, queue)
         name = str(values["name"])
-        return Node(name, CostTable.shipped(name, space), role, idle_mw)
+        return Node(name, CostTable.shipped(name, space), role, idle_mw, queue)
     if not isinstance(node, str | os.PathLike):
         raise UserError(f"A {role} is given by its name, a table file or fields, got {node}.")
     text = os.fspath(node)

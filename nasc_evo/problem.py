@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pymoo.core.problem import Problem
 
 from nasc_evo.cost import Chain, Costs
+from nasc_evo.cost.chain import SERVER
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, SplitSpace
 from nasc_evo.space.genome import DesignBatch
@@ -48,7 +49,8 @@ class Evaluation:
         split: Which images scored it.
         score: Correct images, or the reason of a failure.
         kept_channels: Channels sent at each cut.
-        costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown.
+        costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown or
+            without end.
         refused: Whether a node cannot run the network, so that it was not scored.
     """
 
@@ -317,10 +319,9 @@ class SplitProblem(Problem):
             for name, limit in self.limits.items()
             if name != "error"
         ]
-        return (
-            np.column_stack(objectives).astype(float),
-            np.sum(violations, axis=0) if violations else np.zeros(len(batch)),
-        )
+        F = np.column_stack(objectives).astype(float)
+        overloaded = np.where(np.isfinite(F).all(axis=1), 0.0, np.inf)
+        return F, np.sum([overloaded, *violations], axis=0)
 
     def objective_values(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
         """Return F, `[n, objectives]`."""
@@ -403,17 +404,25 @@ class SplitProblem(Problem):
             for name in ("latency_ms", "device_ms", "energy_mj", "macs", "params")
         }
         worst["latency_p95_ms"] = worst["latency_ms"]
-        worst["server_ms"] = max(
-            (
-                largest(self.costs(unmasked_batch(space, rows, cuts))["server_ms"])
-                for _, cuts in self.chain.remote_cuts()
-            ),
-            default=0.0,
-        )
+        worst["server_ms"] = self._worst_server_ms(rows, largest, worst["latency_ms"])
         split = space.cut_vectors[space.cut_choices[space.cut_vectors[:, 0]] < n]
         sent = self.costs(self._full_batch(split if len(split) else space.cut_vectors))
         for name in ("payload_bytes", "link_ms"):
             worst[name] = float(sent[name].max()) or 1.0
+        return worst
+
+    def _worst_server_ms(
+        self, rows: NDArray, largest: Callable[[NDArray], float], unbounded: float
+    ) -> float:
+        """Return the largest time of a server; `unbounded` where its queue may grow for ever."""
+        worst = 0.0
+        idle = self.chain.without_queues()
+        servers = [node for node in self.chain.nodes if node.role == SERVER]
+        for node, (_, cuts) in zip(servers, self.chain.remote_cuts(), strict=True):
+            service_ms = largest(idle.evaluate(unmasked_batch(self.space, rows, cuts)).server_ms)
+            waiting_ms = 0.0 if node.queue is None else float(node.queue.waiting_ms(service_ms))
+            total = service_ms + waiting_ms
+            worst = max(worst, total if math.isfinite(total) else unbounded)
         return worst
 
     def _full_batch(self, cuts: NDArray) -> DesignBatch:
@@ -457,6 +466,8 @@ class SplitProblem(Problem):
                     "table_sha256": node.table.sha256,
                     "totals_sha256": node.table.totals and node.table.totals.sha256,
                     "idle_mw": node.idle_mw,
+                    "arrival_per_s": node.queue and node.queue.arrival_per_s,
+                    "service_ms": node.queue and node.queue.service_ms,
                 }
                 for node in self.chain.nodes
             ],
@@ -470,12 +481,20 @@ class SplitProblem(Problem):
 
 
 def evaluation_costs(costs: Mapping[str, NDArray]) -> list[dict[str, Any]]:
-    """Return the costs of each design of a population as plain values; None for NaN."""
-    columns = [
-        [None if isinstance(value, float) and math.isnan(value) else value for value in values]
-        for values in (array.tolist() for array in costs.values())
-    ]
+    """Return the costs of each design of a population as plain values; None where not finite."""
+    columns = []
+    for array in costs.values():
+        values = array.tolist()
+        if not np.isfinite(array).all():
+            values = [_finite(value) for value in values]
+        columns.append(values)
     return [dict(zip(costs, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return value if math.isfinite(value) else None
 
 
 def one_gene_changed(sizes: Sequence[int]) -> NDArray[np.int64]:

@@ -19,7 +19,8 @@ class FBNetSplit(SplitProblem):
     Args:
         device: A machine whose table ships (`edgegpu`, `raspi4`, `pixel3`, `eyeriss`, `fpga`), the
             path of a table file, a :class:`CostTable`, or a mapping `{name, path, idle_mw}`.
-        server: Likewise; also `titan_rtx` and `xeon_gold_6226`.
+        server: Likewise; also `titan_rtx` and `xeon_gold_6226`; as a mapping it may have
+            `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
         dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
@@ -84,7 +85,7 @@ class FBNetSplit(SplitProblem):
 
     def notes(self) -> list[str]:
         """Say where the cost figures are those of another data set, and fitted."""
-        notes = []
+        notes = self.chain.notes()
         official = {32: "cifar100", 224: "imagenet"}[self.dataset.geometry]
         if self.dataset.name != official:
             notes.append(

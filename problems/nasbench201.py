@@ -23,7 +23,8 @@ class NASBench201Split(SplitProblem):
         device: A machine whose table ships (`edgegpu`, `raspi4`, `edgetpu`, `pixel3`, `eyeriss`,
             `fpga`), the path of a table file, a :class:`CostTable`, or a mapping
             `{name, path, idle_mw}`.
-        server: Likewise; also `titan_rtx` and `xeon_gold_6226`.
+        server: Likewise; also `titan_rtx` and `xeon_gold_6226`; as a mapping it may have
+            `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
         dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
@@ -90,8 +91,9 @@ class NASBench201Split(SplitProblem):
     def notes(self) -> list[str]:
         """Say what the cost figures and the accuracies are."""
         notes = [
+            *self.chain.notes(),
             f"Costs are those of the networks for {OFFICIAL_DATASET} (the same network but for the "
-            "classifier)."
+            "classifier).",
         ]
         for node in {node.name: node for node in self.chain.nodes}.values():
             fit = node.table.header.get("fit")

@@ -9,7 +9,7 @@ round trip.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,58 @@ MAX_NODES = 5
 """Every combination of cuts is looked at, and their number grows by the power of the links."""
 
 
+@dataclass(frozen=True)
+class Queue:
+    """The queue before a server: requests arrive at random and take the same time each (M/D/1).
+
+    With a utilisation of u = arrivals x service time, a request waits u / (2 (1 - u)) service times
+    on average (Pollaczek and Khinchine; Kleinrock, Queueing Systems, 1975, chapter 5).
+
+    Attributes:
+        arrival_per_s: Requests a second that arrive at the server.
+        service_ms: Time that each takes; None: they are requests of the same design, each of which
+            takes what the server computes of it.
+
+    Raises:
+        UserError: If a figure is no finite number above 0, or the utilisation is not below 1.
+    """
+
+    arrival_per_s: float
+    service_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("arrival_per_s", "service_ms"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name == "service_ms" and value is None:
+                continue
+            if not (number and 0 < value < np.inf):
+                raise UserError(f"server.{name} must be a finite number above 0, got {value!r}.")
+        if self.service_ms is not None:
+            self.check(self.service_ms, "of")
+
+    def utilisation(self, service_ms: FloatArray | float) -> Any:
+        """Return the share of its time that a server would need."""
+        own = service_ms if self.service_ms is None else self.service_ms
+        return 1e-3 * self.arrival_per_s * own
+
+    def check(self, service_ms: float, of: str) -> None:
+        """Raise a UserError unless a server keeps up with a service time."""
+        if self.utilisation(service_ms) >= 1:
+            raise UserError(
+                f"server.arrival_per_s={self.arrival_per_s:g} requests {of} {service_ms:.4g} ms "
+                f"each would keep the server busy for {self.utilisation(service_ms):.3g} of its "
+                f"time, which must be below 1: give fewer than {1e3 / service_ms:.4g} a second."
+            )
+
+    def waiting_ms(self, service_ms: FloatArray | float) -> Any:
+        """Return the mean wait before a request is served; infinite where the queue only grows."""
+        own = service_ms if self.service_ms is None else self.service_ms
+        used = self.utilisation(service_ms)
+        with np.errstate(divide="ignore"):
+            return np.where(used < 1, used * own / (2 * np.maximum(1 - used, 0)), np.inf)
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One machine of the chain.
@@ -44,12 +96,14 @@ class Node:
         table: Its block costs.
         role: `"device"` or `"server"`.
         idle_mw: Power of a device that waits, None where unknown.
+        queue: Of a server that is shared, None for one that is always free.
     """
 
     name: str
     table: CostTable
     role: str
     idle_mw: float | None = None
+    queue: Queue | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +111,8 @@ class Costs:
     """Costs of P designs on a chain of N nodes and K links.
 
     Attributes:
-        node_ms: `[P, N]`, computing time of each node.
+        node_ms: `[P, N]`, computing time of each node, with the wait before a shared server;
+            infinite where it is overloaded, and so are the sums.
         links_ms: `[P, K]`, time of each link: round trip (half of it where nothing returns),
             tensor, result.
         payload_bytes: `[P]`, bytes sent over all links (results apart).
@@ -124,7 +179,19 @@ class Chain:
             )
         self.result_bytes = result_bytes
         self._varying = self._find_varying()
+        self._check_queues()
         self._elements_at = np.array([0] + [h * w for _, h, w in space.cut_shapes[1:]] + [0])
+
+    def _check_queues(self) -> None:
+        """Raise a UserError where a shared server cannot keep up with any share of any network."""
+        start = self.space.block_start
+        for j, node in enumerate(self.nodes):
+            if node.queue is None or node.queue.service_ms is not None:
+                continue
+            cheapest = np.nanmin(node.table.latency_ms, axis=1)
+            blocks = np.add.reduceat(cheapest, start[:-1])
+            last = j == len(self.nodes) - 1  # it computes the last block if it computes anything
+            node.queue.check(float(blocks[-1] if last else blocks.min()), "of at least")
 
     def _find_varying(self) -> list[tuple[Variation, list[int]]]:
         """Return each way in which rates vary, and the links that vary so, together.
@@ -173,6 +240,35 @@ class Chain:
     def ends_on_device(self) -> bool:
         """Whether the last node is a device."""
         return self.nodes[-1].role == DEVICE
+
+    def notes(self) -> list[str]:
+        """Say what stands behind figures of servers that are shared and of rates that vary."""
+        notes = []
+        for node in self.nodes:
+            if node.queue is None:
+                continue
+            of = "of the same design" if node.queue.service_ms is None else "of other work"
+            notes.append(
+                f"{node.name} gets {node.queue.arrival_per_s:g} requests a second {of}; the mean "
+                "wait for it (M/D/1) is part of server_ms."
+            )
+        if self.varies:
+            notes.append(
+                "latency_ms is that at the median rates, latency_p95_ms what 95 % of the "
+                "inferences do not exceed as rates vary; all else enters by its mean."
+            )
+        return notes
+
+    def without_queues(self) -> "Chain":
+        """Return the same chain with servers that are always free."""
+        nodes = [replace(node, queue=None) for node in self.nodes]
+        return Chain(
+            self.space,
+            nodes,
+            self.links,
+            image_bytes=self.image_bytes,
+            result_bytes=self.result_bytes,
+        )
 
     def with_links(self, links: Sequence[Link]) -> "Chain":
         """Return the same nodes joined by other links."""
@@ -237,8 +333,12 @@ class Chain:
 
     @property
     def may_refuse(self) -> bool:
-        """Whether some node does not run every network."""
-        return any(node.table.refused is not None for node in self.nodes)
+        """Whether some node does not run every network, or not as often as it is asked to."""
+        return any(
+            node.table.refused is not None
+            or (node.queue is not None and node.queue.service_ms is None)
+            for node in self.nodes
+        )
 
     def refusals(self, batch: DesignBatch) -> list[str]:
         """Return for each design why a node cannot run its share; empty where all can, `[P]`.
@@ -249,6 +349,11 @@ class Chain:
         reasons = [""] * len(batch)
         bounds = self._bounds(batch)
         for j, node in enumerate(self.nodes):
+            if node.queue is not None and node.queue.service_ms is None:
+                service_ms = self._split_sums(node.table, "latency_ms", batch.ops, bounds)[:, j]
+                used = node.queue.utilisation(service_ms)
+                for i in np.flatnonzero(used >= 1):
+                    reasons[i] = f"{node.name} is overloaded: utilisation {used[i]:.3g}"
             if node.table.refused is None:
                 continue
             busy = (bounds[:, j + 1] > bounds[:, j]) & (bounds[:, j + 1] > 1)
@@ -271,6 +376,9 @@ class Chain:
             if id(node.table) not in sums:
                 sums[id(node.table)] = self._split_sums(node.table, "latency_ms", batch.ops, bounds)
             node_ms[:, j] = sums[id(node.table)][:, j]
+            if node.queue is not None:
+                busy = bounds[:, j + 1] > bounds[:, j]
+                node_ms[:, j] += np.where(busy, node.queue.waiting_ms(node_ms[:, j]), 0.0)
         payload = self.payloads(batch)
         used = batch.cuts < n
         last_node = used.sum(axis=1)
