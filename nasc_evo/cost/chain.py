@@ -9,7 +9,7 @@ round trip.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ QUANTIZER_BYTES = 4
 """Two fp16 numbers a kept channel: minimum and maximum, for bits < 16."""
 LOGIT_BYTES = 4
 PERCENTILE = 0.95
+CACHED_DESIGNS = 8192
 MAX_NODES = 5
 """Every combination of cuts is looked at, and their number grows by the power of the links."""
 
@@ -313,23 +314,38 @@ class Chain:
         tensor = np.where(batch.cuts == 0, self.image_bytes, values + quantizer + mask)
         return np.where(batch.cuts < self.space.n_blocks, tensor + overhead, 0).astype(float)
 
-    def _split_sums(
-        self, table: CostTable, metric: str, ops: NDArray, bounds: NDArray
-    ) -> FloatArray:
-        """Sum a table's figures between the bounds, `[P, N]`; bounds `[P, N + 1]` are blocks."""
-        figures = getattr(table, metric)
+    def _indices(self, table: CostTable, ops: NDArray) -> NDArray:
+        """Return for each position where a design's figure stands in a table, `[positions, P]`."""
         codes = self.space.position_codes(ops, table.pruned)
-        n_positions, n_ops = figures.shape
-        gathered = figures.ravel()[codes + n_ops * np.arange(n_positions)]
-        prefix = np.zeros((len(codes), n_positions + 1))
-        np.cumsum(gathered, axis=1, out=prefix[:, 1:])
-        at_bounds = np.take_along_axis(prefix, self.space.block_start[bounds], axis=1)
-        sums = np.diff(at_bounds, axis=1)
+        n_positions, n_ops = table.latency_ms.shape
+        return np.ascontiguousarray(codes.T) + n_ops * np.arange(n_positions)[:, None]
+
+    def _split_sums(
+        self, table: CostTable, metric: str, ops: NDArray, bounds: NDArray, indices: NDArray
+    ) -> FloatArray:
+        """Sum a table's figures between the bounds, `[P, N]`.
+
+        Args:
+            table: The table.
+            metric: `latency_ms` or `energy_mj`.
+            ops: Architectures, `[P, n_genes]`.
+            bounds: First blocks of the nodes and the number of blocks, `[P, N + 1]`.
+            indices: Of :meth:`_indices`.
+        """
+        figures = getattr(table, metric).ravel()
+        prefix = np.empty((len(indices) + 1, len(ops)))
+        prefix[0] = 0
+        for before, here, at in zip(prefix, prefix[1:], indices, strict=False):
+            figures.take(at, out=here, mode="clip")
+            here += before
+        at = self.space.block_start[bounds.T] * len(ops) + np.arange(len(ops))
+        at_bounds = prefix.ravel().take(at, mode="clip")
+        sums = np.subtract(at_bounds[1:], at_bounds[:-1]).T
         totals = None if table.totals is None else getattr(table.totals, metric)
         if totals is None:
             return sums
         total = totals[self.space.index(ops)]
-        return sums * np.where(np.isnan(total), 1.0, total / prefix[:, -1])[:, None]
+        return sums * np.where(np.isnan(total), 1.0, total / prefix[-1])[:, None]
 
     @property
     def may_refuse(self) -> bool:
@@ -350,7 +366,10 @@ class Chain:
         bounds = self._bounds(batch)
         for j, node in enumerate(self.nodes):
             if node.queue is not None and node.queue.service_ms is None:
-                service_ms = self._split_sums(node.table, "latency_ms", batch.ops, bounds)[:, j]
+                indices = self._indices(node.table, batch.ops)
+                service_ms = self._split_sums(node.table, "latency_ms", batch.ops, bounds, indices)[
+                    :, j
+                ]
                 used = node.queue.utilisation(service_ms)
                 for i in np.flatnonzero(used >= 1):
                     reasons[i] = f"{node.name} is overloaded: utilisation {used[i]:.3g}"
@@ -367,14 +386,34 @@ class Chain:
         return np.concatenate([ends, batch.cuts, ends + self.space.n_blocks], axis=1)
 
     def evaluate(self, batch: DesignBatch) -> Costs:
-        """Return the costs of a decoded population."""
+        """Return the costs of a decoded population, computed in parts that fit into a cache."""
+        if len(batch) <= CACHED_DESIGNS:
+            return self._evaluate(batch)
+        parts = [
+            self._evaluate(batch[start : start + CACHED_DESIGNS])
+            for start in range(0, len(batch), CACHED_DESIGNS)
+        ]
+        columns: dict[str, Any] = {}
+        for field in fields(Costs):
+            column = [getattr(part, field.name) for part in parts]
+            columns[field.name] = None if column[0] is None else np.concatenate(column)
+        return Costs(**columns)
+
+    def _evaluate(self, batch: DesignBatch) -> Costs:
         n = self.space.n_blocks
         bounds = self._bounds(batch)
+        places: dict[tuple[str, ...], NDArray] = {}
+
+        def table_sums(table: CostTable, metric: str) -> FloatArray:
+            if table.pruned not in places:
+                places[table.pruned] = self._indices(table, batch.ops)
+            return self._split_sums(table, metric, batch.ops, bounds, places[table.pruned])
+
         sums: dict[int, FloatArray] = {}
         node_ms = np.empty((len(batch), len(self.nodes)))
         for j, node in enumerate(self.nodes):
             if id(node.table) not in sums:
-                sums[id(node.table)] = self._split_sums(node.table, "latency_ms", batch.ops, bounds)
+                sums[id(node.table)] = table_sums(node.table, "latency_ms")
             node_ms[:, j] = sums[id(node.table)][:, j]
             if node.queue is not None:
                 busy = bounds[:, j + 1] > bounds[:, j]
@@ -411,7 +450,7 @@ class Chain:
             energy_mj = radio_mj.sum(axis=1)
             for j, node in enumerate(self.nodes):
                 if is_device[j] and node.table.energy_mj is not None:
-                    energy_mj += self._split_sums(node.table, "energy_mj", batch.ops, bounds)[:, j]
+                    energy_mj += table_sums(node.table, "energy_mj")[:, j]
             at_device = is_device[:-1] | is_device[1:]
             busy_ms = device_ms + transfer_ms[:, at_device].sum(axis=1)
             idle_mw = self.nodes[0].idle_mw

@@ -12,7 +12,7 @@ what it sends is what it got, so that the mask and the bits before it stand for 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import combinations_with_replacement
 
@@ -73,6 +73,9 @@ class DesignBatch:
 
     def __len__(self) -> int:
         return len(self.ops)
+
+    def __getitem__(self, rows: slice) -> "DesignBatch":
+        return DesignBatch(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class SplitSpace:
