@@ -200,7 +200,13 @@ def draw_sweep(
         label = "cut" if links == 1 else f"cut {link + 1}"
         style = {"marker": "o", "markersize": 4 + 2 * (links - 1 - link), "linewidth": 1.2}
         top.plot(rate, cuts, drawstyle="steps-mid", color=NODE_COLOURS[link], label=label, **style)
-    top.axhline(n, color="black", linestyle=":", linewidth=1, label=f"all local ({n})")
+    top.axhline(
+        n,
+        color="black",
+        linestyle=":",
+        linewidth=1,
+        label=f"all local ({n})" if links == 1 else f"all blocks ({n})",
+    )
     top.set_ylabel("blocks before the cut")
     top.set_ylim(-0.5, n + 0.8)
     middle.errorbar(
