@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nasc_evo.config import load_group_option
-from nasc_evo.cost import Chain, CostTable, Link, Node
+from nasc_evo.cost import Chain, CostTable, Link, Node, Queue
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.data import ImageDataset, get_dataset
 from nasc_evo.errors import UserError
@@ -21,7 +21,7 @@ from nasc_evo.supernet.score import Evaluator
 from nasc_evo.supernet.weights import find_weights, load_importance, read_manifest
 
 NodeLike = str | os.PathLike[str] | Mapping[str, Any] | CostTable
-"""A shipped name, the path of a table file, `{name, path, idle_mw}`, or a table."""
+"""A shipped name, the path of a table file, a mapping of :data:`NODE_FIELDS`, or a table."""
 
 
 def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDataset:
@@ -43,22 +43,41 @@ def build_architecture(name: str, dataset: ImageDataset) -> ArchitectureSpace:
     return SPACES[name](dataset.geometry, dataset.n_classes)
 
 
+NODE_FIELDS = ("name", "path", "idle_mw", "arrival_per_s", "service_ms")
+
+
+def build_queue(role: str, arrival_per_s: Any, service_ms: Any) -> Queue | None:
+    """Return the queue of a node, None without arrivals.
+
+    Raises:
+        UserError: If a device has one, or a figure is out of range.
+    """
+    if arrival_per_s is None and service_ms is None:
+        return None
+    if role != SERVER:
+        raise UserError("arrival_per_s and service_ms are for servers; a device serves one user.")
+    if arrival_per_s is None:
+        raise UserError(f"server.service_ms={service_ms} needs server.arrival_per_s too.")
+    return Queue(arrival_per_s, service_ms)
+
+
 def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
     """Return a node of the chain."""
     if isinstance(node, CostTable):
         return Node(node.name, node, role)
     if isinstance(node, Mapping):
-        values = {"path": None, "idle_mw": None, **node}
-        if set(values) != {"name", "path", "idle_mw"}:
-            raise UserError(f"A node has the fields name, path and idle_mw, got {dict(node)}.")
+        values = {**dict.fromkeys(NODE_FIELDS), **node}
+        if set(values) != set(NODE_FIELDS):
+            raise UserError(f"A node has the fields {', '.join(NODE_FIELDS)}, got {dict(node)}.")
         idle_mw = values["idle_mw"]
         if idle_mw is not None and not (isinstance(idle_mw, (int, float)) and 0 <= idle_mw < 1e9):
             raise UserError(f"{role}.idle_mw must be a number >= 0, got {idle_mw!r}.")
+        queue = build_queue(role, values["arrival_per_s"], values["service_ms"])
         if values["path"] is not None:
             table = CostTable.load(Path(str(values["path"])).expanduser(), space)
-            return Node(table.name, table, role, idle_mw)
+            return Node(table.name, table, role, idle_mw, queue)
         name = str(values["name"])
-        return Node(name, CostTable.shipped(name, space), role, idle_mw)
+        return Node(name, CostTable.shipped(name, space), role, idle_mw, queue)
     if not isinstance(node, str | os.PathLike):
         raise UserError(f"A {role} is given by its name, a table file or fields, got {node}.")
     text = os.fspath(node)
@@ -68,12 +87,18 @@ def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
     return Node(text, CostTable.shipped(text, space), role)
 
 
+CHAIN_FIELDS = ("name", "nodes", "links", "roles", "min_last_blocks", "result_bytes")
+
+
 def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_bytes: int) -> Chain:
-    """Return a chain of `{nodes, links, roles}`; without roles a device and servers."""
+    """Return a chain of :data:`CHAIN_FIELDS`; without roles a device and servers."""
     parts = dict(chain) if isinstance(chain, Mapping) else {}
     nodes, links = parts.get("nodes"), parts.get("links")
     if not isinstance(nodes, Sequence) or not isinstance(links, Sequence):
         raise UserError(f"A chain is given by lists of nodes and links, got {chain}.")
+    unknown = sorted(set(parts) - set(CHAIN_FIELDS))
+    if unknown:
+        raise UserError(f"A chain has no field '{unknown[0]}'; it has {', '.join(CHAIN_FIELDS)}.")
     roles = parts.get("roles") or [DEVICE] + [SERVER] * (len(nodes) - 1)
     if (
         not isinstance(roles, Sequence)
@@ -89,7 +114,25 @@ def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_byt
         [build_node(node, role, space) for node, role in zip(nodes, roles, strict=True)],
         [Link.create(link) for link in links],
         image_bytes=image_bytes,
+        result_bytes=parts.get("result_bytes"),
     )
+
+
+def last_blocks(costs: Chain, chain: Mapping[str, Any]) -> int:
+    """Return how many blocks must lie behind the last cut of a chain that was built.
+
+    Raises:
+        UserError: If a number is given for a chain that does not end on the device.
+    """
+    given = chain.get("min_last_blocks")
+    if given is None:
+        return 1 if costs.ends_on_device else 0
+    if not costs.ends_on_device:
+        raise UserError(
+            f"chain.min_last_blocks={given} is for chains that end on the device; this one ends on "
+            f"{costs.nodes[-1].name}, a server."
+        )
+    return given
 
 
 EVALUATORS = ("supernet", "tabular")
@@ -187,7 +230,7 @@ def assemble(
         link: Between them.
         dataset: See :func:`build_dataset`.
         evaluator: See :func:`evaluator_factory`.
-        chain: `{nodes, links, roles}` in place of device, link and server.
+        chain: :data:`CHAIN_FIELDS` in place of device, link and server; nodes and links at least.
         parallel: A name out of :data:`nasc_evo.parallel.BACKENDS`, or options `{name, ...}`.
         genes: Further arguments of :class:`SplitSpace`.
     """
@@ -199,6 +242,7 @@ def assemble(
     made, importance = evaluator_factory(architecture, images, evaluator)
     lossless = getattr(made, "knows_whole_networks_only", False)
     genes |= {"n_links": len(costs.links), "channel_importance": importance}
+    genes["min_last_blocks"] = last_blocks(costs, chain)
     space = SplitSpace(architecture, **genes)
     if lossless:
         # no table knows what a mask or a quantiser does, and each network has figures of its own

@@ -7,6 +7,9 @@ import yaml
 
 from nasc_evo.errors import UserError
 
+ALIASES = {"edge": "server", "backhaul": "link"}
+"""Groups whose options are those of another group."""
+
 
 def config_folder() -> Path:
     """Return the folder `configs`: inside the package, or beside it in a checkout."""
@@ -17,7 +20,11 @@ def config_folder() -> Path:
 
 def group_options(group: str) -> list[str]:
     """Return the names of the options of a configuration group."""
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    return sorted(path.stem for path in _folder(group).glob("*.yaml"))
+
+
+def _folder(group: str) -> Path:
+    return config_folder() / ALIASES.get(group, group)
 
 
 def load_group_option(group: str, name: str) -> dict[str, Any]:
@@ -29,5 +36,5 @@ def load_group_option(group: str, name: str) -> dict[str, Any]:
     options = group_options(group)
     if name not in options:
         raise UserError(f"There is no {group} '{name}'; available are {', '.join(options)}.")
-    text = (config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (_folder(group) / f"{name}.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nasc_evo.config import config_folder, group_options
+from nasc_evo.config import ALIASES, config_folder, group_options
 from nasc_evo.errors import UserError, one_line
 
 EXIT_USER_ERROR = 2
@@ -62,6 +62,7 @@ class Limits:
     energy_mj: float | None = None
     macs: float | None = None
     params: float | None = None
+    latency_p95_ms: float | None = None
 
 
 @dataclass
@@ -72,6 +73,8 @@ class RunConfig:
     device: Any = MISSING
     server: Any = MISSING
     link: Any = MISSING
+    edge: Any = MISSING
+    backhaul: Any = MISSING
     chain: Any = MISSING
     dataset: Any = MISSING
     algorithm: Any = MISSING
@@ -101,6 +104,8 @@ class TruthConfig:
     device: Any = MISSING
     server: Any = MISSING
     link: Any = MISSING
+    edge: Any = MISSING
+    backhaul: Any = MISSING
     chain: Any = MISSING
     dataset: Any = MISSING
     evaluator: Any = MISSING
@@ -150,13 +155,22 @@ def register() -> None:
     store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="truth_schema", node=TruthConfig)
+    for group, source in ALIASES.items():
+        for option in group_options(group):
+            store.store(
+                group=group, name=option, node={"defaults": [{f"/{source}@_here_": option}]}
+            )
     OmegaConf.register_new_resolver(
         "nasc_folder", lambda resume, default: resume or default, replace=True
     )
 
 
-def instantiate(config: Any) -> Any:
+def instantiate(config: Any, **objects: Any) -> Any:
     """Return the problem that a configuration describes.
+
+    Args:
+        config: Its class as `_target_`, and its options.
+        objects: Options that are objects.
 
     Its class is the only thing that a configuration can name to be called; Hydra's own
     instantiation would call anything, at any depth.
@@ -169,6 +183,7 @@ def instantiate(config: Any) -> Any:
     options: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_dict(config) else {}
     target = str(options.pop("_target_", None))
     options.pop("_convert_", None)
+    options |= objects
     try:
         module, _, name = target.rpartition(".")
         kind = getattr(importlib.import_module(module), name)

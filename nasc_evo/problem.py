@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pymoo.core.problem import Problem
 
 from nasc_evo.cost import Chain, Costs
+from nasc_evo.cost.chain import SERVER
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, SplitSpace
 from nasc_evo.space.genome import DesignBatch
@@ -30,8 +31,11 @@ METRICS = (
     "energy_mj",
     "macs",
     "params",
+    "latency_p95_ms",
 )
 """What can be an objective or have an upper limit; all are better when smaller."""
+VARYING = ("latency_p95_ms",)
+"""Those of them that there are only where the rate of a link varies."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Evaluation:
         split: Which images scored it.
         score: Correct images, or the reason of a failure.
         kept_channels: Channels sent at each cut.
-        costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown.
+        costs: Every metric but the error, and `node_ms` and `links_ms`; None where unknown or
+            without end.
         refused: Whether a node cannot run the network, so that it was not scored.
     """
 
@@ -110,6 +115,12 @@ class SplitProblem(Problem):
         self._evaluator = evaluator
         self.objectives = self._check_objectives(objectives)
         self.limits = self._check_limits(limits or {})
+        varying = [name for name in (*self.objectives, *self.limits) if name in VARYING]
+        if varying and not chain.varies:
+            raise UserError(
+                f"{varying[0]} is of links whose rates vary, and none does; give link.rate_sigma, "
+                "link=trace or link=uav, or use latency_ms."
+            )
         needs_energy = "energy_mj" in (*self.objectives, *self.limits)
         missing = chain.missing_for_energy()
         if needs_energy and missing:
@@ -212,7 +223,7 @@ class SplitProblem(Problem):
         designs: list[Design],
         new: dict[tuple[str, str, int], int],
     ) -> None:
-        costs = self.costs(batch)
+        costs = evaluation_costs(self.costs(batch))
         (split, count) = next((key[1], key[2]) for key in new)
         refusals = self.chain.refusals(batch)
         refused = {
@@ -232,7 +243,7 @@ class SplitProblem(Problem):
                     split=split,
                     score=score,
                     kept_channels=tuple(batch.kept_channels[row].tolist()),
-                    costs={name: _plain(values[row]) for name, values in costs.items()},
+                    costs=costs[row],
                     refused=key in refused,
                 )
                 if self.on_evaluation is not None:
@@ -276,6 +287,7 @@ class SplitProblem(Problem):
         """Return every metric but the error of a decoded population, and the parts of a chain."""
         costs: Costs = self.chain.evaluate(batch)
         architecture = self.space.architecture
+        varying = {} if costs.latency_p95_ms is None else {"latency_p95_ms": costs.latency_p95_ms}
         return {
             "latency_ms": costs.latency_ms,
             "device_ms": costs.device_ms,
@@ -285,6 +297,7 @@ class SplitProblem(Problem):
             "energy_mj": costs.energy_mj,
             "macs": architecture.macs(batch.ops),
             "params": architecture.params(batch.ops),
+            **varying,
             "node_ms": costs.node_ms,
             "links_ms": costs.links_ms,
         }
@@ -306,10 +319,9 @@ class SplitProblem(Problem):
             for name, limit in self.limits.items()
             if name != "error"
         ]
-        return (
-            np.column_stack(objectives).astype(float),
-            np.sum(violations, axis=0) if violations else np.zeros(len(batch)),
-        )
+        F = np.column_stack(objectives).astype(float)
+        overloaded = np.where(np.isfinite(F).all(axis=1), 0.0, np.inf)
+        return F, np.sum([overloaded, *violations], axis=0)
 
     def objective_values(self, evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
         """Return F, `[n, objectives]`."""
@@ -382,45 +394,56 @@ class SplitProblem(Problem):
         sizes = [len(ops) for ops in space.architecture.gene_ops]
         everything = space.architecture.architectures
         rows = everything if len(everything) else one_gene_changed(sizes)
+
+        def largest(values: NDArray) -> float:
+            return float(values.max() if len(everything) else largest_sum(values, sizes))
+
         local = self.costs(all_local_batch(space, rows))
-        remote = self.costs(unmasked_batch(space, rows, 0))
-        worst = {}
-        for name in ("latency_ms", "device_ms", "server_ms", "energy_mj", "macs", "params"):
-            values = (remote if name == "server_ms" else local)[name]
-            worst[name] = float(values.max() if len(everything) else largest_sum(values, sizes))
-        cuts = np.array([cut for cut in space.cut_choices if cut < n] or [n])
-        full = self._full_batch(cuts)
-        sent = self.costs(full)
+        worst = {
+            name: largest(local[name])
+            for name in ("latency_ms", "device_ms", "energy_mj", "macs", "params")
+        }
+        worst["latency_p95_ms"] = worst["latency_ms"]
+        worst["server_ms"] = self._worst_server_ms(rows, largest, worst["latency_ms"])
+        split = space.cut_vectors[space.cut_choices[space.cut_vectors[:, 0]] < n]
+        sent = self.costs(self._full_batch(split if len(split) else space.cut_vectors))
         for name in ("payload_bytes", "link_ms"):
             worst[name] = float(sent[name].max()) or 1.0
         return worst
 
+    def _worst_server_ms(
+        self, rows: NDArray, largest: Callable[[NDArray], float], unbounded: float
+    ) -> float:
+        """Return the largest time of a server; `unbounded` where its queue may grow for ever."""
+        worst = 0.0
+        idle = self.chain.without_queues()
+        servers = [node for node in self.chain.nodes if node.role == SERVER]
+        for node, (_, cuts) in zip(servers, self.chain.remote_cuts(), strict=True):
+            service_ms = largest(idle.evaluate(unmasked_batch(self.space, rows, cuts)).server_ms)
+            waiting_ms = 0.0 if node.queue is None else float(node.queue.waiting_ms(service_ms))
+            total = service_ms + waiting_ms
+            worst = max(worst, total if math.isfinite(total) else unbounded)
+        return worst
+
     def _full_batch(self, cuts: NDArray) -> DesignBatch:
-        """Return designs that send every channel with the most bits at each of `cuts`."""
+        """Return designs that send every channel with the most bits at each of the cut genes."""
         X = np.tile(self.space.xu, (len(cuts), 1))
-        for gene in self.space.cut_genes:
-            X[:, gene] = np.searchsorted(self.space.cut_choices, cuts)
+        X[:, self.space.cut_genes] = cuts
         return self.space.decode_batch(X)
 
     def notes(self) -> list[str]:
         """Return what a reader of the results must know, in sentences."""
-        notes = []
-        for table in {id(node.table): node.table for node in self.chain.nodes}.values():
-            if table.prediction_error is not None:
-                mape, tau = table.prediction_error
-                notes.append(
-                    f"Latencies of {table.name} are sums of measured blocks, off by {mape:g} % in "
-                    f"the mean for measured whole networks (Kendall's tau {tau:g})."
-                )
-        return notes
+        return self.chain.notes()
 
     def fastest_design(self) -> Design | None:
         """Return the design of the lowest latency in the space, if the problem knows it exactly."""
         return None
 
     def out_of_reach(self) -> str | None:
-        """Return why no design meets the latency limit; None if one does, or none is known."""
-        limit = self.limits.get("latency_ms")
+        """Return why no design meets the latency limits; None if one does, or none is known."""
+        # 95 % of the inferences take no less than one at the median rates
+        limits = [self.limits[name] for name in ("latency_ms", *VARYING) if name in self.limits]
+        limit = min(limits, default=None)
         fastest = self.fastest_design()
         if limit is None or fastest is None:
             return None
@@ -443,27 +466,35 @@ class SplitProblem(Problem):
                     "table_sha256": node.table.sha256,
                     "totals_sha256": node.table.totals and node.table.totals.sha256,
                     "idle_mw": node.idle_mw,
+                    "arrival_per_s": node.queue and node.queue.arrival_per_s,
+                    "service_ms": node.queue and node.queue.service_ms,
                 }
                 for node in self.chain.nodes
             ],
-            "links": [_link_fields(link) for link in self.chain.links],
+            "links": [link.describe() for link in self.chain.links],
             "image_bytes": self.chain.image_bytes,
+            "result_bytes": self.chain.result_bytes,
             "objectives": list(self.objectives),
             "limits": dict(self.limits),
             "evaluator": self.evaluator.describe(),
         }
 
 
-def _link_fields(link: Any) -> dict[str, Any]:
-    from dataclasses import asdict
+def evaluation_costs(costs: Mapping[str, NDArray]) -> list[dict[str, Any]]:
+    """Return the costs of each design of a population as plain values; None where not finite."""
+    columns = []
+    for array in costs.values():
+        values = array.tolist()
+        if not np.isfinite(array).all():
+            values = [_finite(value) for value in values]
+        columns.append(values)
+    return [dict(zip(costs, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    return asdict(link)
 
-
-def _plain(value: Any) -> Any:
-    """Return a number or list without numpy types; None for NaN."""
-    value = value.tolist()
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return value if math.isfinite(value) else None
 
 
 def one_gene_changed(sizes: Sequence[int]) -> NDArray[np.int64]:
@@ -492,13 +523,19 @@ def all_local_batch(space: SplitSpace, ops: NDArray) -> DesignBatch:
     return unmasked_batch(space, ops, space.architecture.n_blocks)
 
 
-def unmasked_batch(space: SplitSpace, ops: NDArray, cut: int) -> DesignBatch:
-    """Return architectures cut at 0 (raw offload) or n (all local), where nothing is masked."""
+def unmasked_batch(space: SplitSpace, ops: NDArray, cuts: int | Sequence[int]) -> DesignBatch:
+    """Return architectures cut at 0 (raw offload) or n (all local), where nothing is masked.
+
+    Args:
+        space: Their space.
+        ops: Architectures, `[P, n_genes]`.
+        cuts: One of the two for every link, or for each.
+    """
     n, k = len(ops), space.n_links
     zeros = np.zeros((n, k), dtype=np.int64)
     return DesignBatch(
         ops=np.asarray(ops, dtype=np.int64),
-        cuts=np.full((n, k), cut),
+        cuts=zeros + np.asarray(cuts),
         masks=np.zeros((n, k, space.max_groups), dtype=bool),
         kept_channels=zeros,
         n_groups=zeros,

@@ -19,13 +19,16 @@ class FBNetSplit(SplitProblem):
     Args:
         device: A machine whose table ships (`edgegpu`, `raspi4`, `pixel3`, `eyeriss`, `fpga`), the
             path of a table file, a :class:`CostTable`, or a mapping `{name, path, idle_mw}`.
-        server: Likewise; also `titan_rtx` and `xeon_gold_6226`.
+        server: Likewise; also `titan_rtx` and `xeon_gold_6226`; as a mapping it may have
+            `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
         dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
         evaluator: Options of :class:`nasc_evo.supernet.evaluation.SupernetEvaluator`, or any
             :class:`Evaluator`.
-        chain: `{nodes, links, roles}` in place of device, link and server.
+        chain: `{nodes, links, roles, min_last_blocks, result_bytes}` in place of device, link and
+            server; see :mod:`nasc_evo.cost.chain`. Where the last role is `device`, so many blocks
+            lie behind the last cut (1) unless everything is local.
         objectives: Metrics to minimise.
         limits: Upper limits of metrics.
         allow_raw_offload: Whether the stored image itself may be sent (cut 0).
@@ -89,7 +92,7 @@ class FBNetSplit(SplitProblem):
                 f"Costs are those of the {self.dataset.geometry}x{self.dataset.geometry} networks "
                 f"for {official} (the same network but for the classifier)."
             )
-        for node in self.chain.nodes:
+        for node in {node.name: node for node in self.chain.nodes}.values():
             fit = node.table.header.get("fit")
             if isinstance(fit, dict):
                 notes.append(
@@ -109,10 +112,7 @@ class FBNetSplit(SplitProblem):
         fastest_ops = np.array(
             [np.nanargmin(node.table.latency_ms[1 : 1 + space.n_arch], 1) for node in chain.nodes]
         )
-        choices = np.arange(len(space.cut_choices))
-        cuts = np.stack(np.meshgrid(*[choices] * space.n_links, indexing="ij"), -1)
-        cuts = cuts.reshape(-1, space.n_links)
-        cuts = cuts[(np.diff(cuts, axis=1) >= 0).all(axis=1)]
+        cuts = space.cut_vectors
         X = np.zeros((len(cuts), space.n_var), dtype=np.int64)
         X[:, space.cut_genes] = cuts
         layer_block = np.arange(1, 1 + space.n_arch)

@@ -23,14 +23,17 @@ class NASBench201Split(SplitProblem):
         device: A machine whose table ships (`edgegpu`, `raspi4`, `edgetpu`, `pixel3`, `eyeriss`,
             `fpga`), the path of a table file, a :class:`CostTable`, or a mapping
             `{name, path, idle_mw}`.
-        server: Likewise; also `titan_rtx` and `xeon_gold_6226`.
+        server: Likewise; also `titan_rtx` and `xeon_gold_6226`; as a mapping it may have
+            `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
         dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
         evaluator: `"tabular"` for the official accuracies (CIFAR-100; mask and bits are then no
             genes, since no table knows their effect), options of
             :class:`nasc_evo.supernet.evaluation.SupernetEvaluator`, or any :class:`Evaluator`.
-        chain: `{nodes, links, roles}` in place of device, link and server.
+        chain: `{nodes, links, roles, min_last_blocks, result_bytes}` in place of device, link and
+            server; see :mod:`nasc_evo.cost.chain`. Where the last role is `device`, so many blocks
+            lie behind the last cut (1) unless everything is local.
         objectives: Metrics to minimise.
         limits: Upper limits of metrics.
         allow_raw_offload: Whether the stored image itself may be sent (cut 0).

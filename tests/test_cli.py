@@ -21,8 +21,8 @@ from nasc_evo.search.algorithms import create_algorithm
 from tests.conftest import FAST_OPTIONS, needs_data
 
 GROUPS = (
-    *("algorithm", "chain", "dataset", "device", "evaluator", "link", "parallel", "problem"),
-    "server",
+    *("algorithm", "backhaul", "chain", "dataset", "device", "edge", "evaluator", "link"),
+    *("parallel", "problem", "server"),
 )
 
 
@@ -44,10 +44,12 @@ def without_times(folder: Path) -> list[dict]:
         if name != "cifar100"  # has no weights that ship: a user's mistake below
     ],
 )
-def test_every_option_of_every_group_composes_and_builds(group, option):
+def test_every_option_of_every_group_composes_and_builds(group, option, tmp_path):
     if option == "agemoea":
         pytest.importorskip("numba", reason="the optional extra agemoea is not installed")
     overrides = [f"{group}={option}"]
+    if group in ("edge", "backhaul"):
+        overrides.append("chain=device_edge_cloud")
     if option in ("edgetpu", "tabular"):  # exist for this space, and on this data set
         needs_data("hwnas/nb201_accuracy.npz")
         others = {"problem": "nasbench201", "dataset": "cifar100", "evaluator": "tabular"}
@@ -55,6 +57,9 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
     if option == "table":
         table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
         overrides.append(f"{group}.path={table}")
+    if option == "trace":
+        (tmp_path / "rates.csv").write_text("uplink_mbps\n3\n5.5\n12\n")
+        overrides.append(f"{group}.trace={tmp_path / 'rates.csv'}")
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose("config", overrides)
@@ -63,11 +68,11 @@ def test_every_option_of_every_group_composes_and_builds(group, option):
     assert create_algorithm(options.pop("name"), problem, options) is not None
     X = problem.space.xl[None]
     assert problem.costs(problem.space.decode_batch(X))["latency_ms"][0] > 0
-    if group in ("device", "server"):
-        node = problem.chain.nodes[("device", "server").index(group)]
+    if group in ("device", "edge", "server"):
+        node = problem.chain.nodes[{"device": 0, "edge": 1, "server": -1}[group]]
         assert node.name == ("pixel3" if option == "table" else option)
-    if group == "link":
-        assert problem.chain.links[0].name == option
+    if group in ("link", "backhaul"):
+        assert problem.chain.links[-(group == "backhaul")].name == option
 
 
 def test_every_metric_may_be_limited():
@@ -211,6 +216,9 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
         (["max_failed=2"], "max_failed must be a number in 0..1, got 2"),
         (["patience=0"], "patience must be a whole number of at least 1, got 0"),
         (["seed=-1"], "seed must be a whole number of at least 0, got -1"),
+        (["objectives=[error,latency_p95_ms]"], "latency_p95_ms is of links whose rates vary"),
+        (["link=trace"], "link.trace must be given"),
+        (["link=trace", "link.trace=no.csv"], "There is no file no.csv of rates (link.trace)"),
         (["n_eval"], "n_eval"),
         (["=3"], "must be a string"),
         (["objectives=[error,energy_mj]"], "energy_mj cannot be computed"),

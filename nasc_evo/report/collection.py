@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError, one_line
-from nasc_evo.problem import METRICS
+from nasc_evo.problem import METRICS, VARYING
 from nasc_evo.report.display import short_path
 from nasc_evo.report.files import CHAIN_PARTS, FRONT_FORMAT, objectives_of, read_front, write_rows
 from nasc_evo.search.final import COLUMNS
@@ -309,7 +309,8 @@ def write_collection(folder: Path, groups: Sequence[Group]) -> None:
         groups: What to write.
     """
     runs = [run for group in groups for run in group.runs]
-    parts = CHAIN_PARTS if any(CHAIN_PARTS[0] in row for run in runs for row in run.rows) else ()
+    present = {name for run in runs for row in run.rows for name in row}
+    parts = tuple(name for name in (*VARYING, *CHAIN_PARTS) if name in present)
     collected = [{**run.setting, **row} for run in runs for row in run.rows]
     union = [
         {"group": group.number, **run.setting, **row}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import read_bytes, read_json
-from nasc_evo.problem import METRICS, SplitProblem, describe_evaluation
+from nasc_evo.problem import METRICS, VARYING, SplitProblem, describe_evaluation
 from nasc_evo.search.final import COLUMNS, FinalResult, front_rows
 from nasc_evo.search.folder import first_difference, write_json
 from nasc_evo.search.indicators import hypervolume
@@ -22,6 +22,8 @@ from nasc_evo.search.loop import SearchResult
 FRONT_FORMAT = "nasc_evo front 1"
 CHAIN_PARTS = ("node_ms", "links_ms")
 """Further columns of `pareto.csv` where a chain has more than two nodes."""
+HEADERS = tuple((*COLUMNS, *a, *b) for a in ((), VARYING) for b in ((), CHAIN_PARTS))
+"""The columns that a `pareto.csv` may have."""
 OPTIONAL = ("error_test", "energy_mj")
 """Columns of `pareto.csv` that are empty where the figure is not known."""
 MAX_FRONT_BYTES = 16 * 2**20
@@ -35,6 +37,7 @@ def write_front(
     *,
     name: str = "pareto",
     truth_hypervolume: float | None = None,
+    further: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `<name>.csv` and `<name>.json` of a result; numbers in full precision.
 
@@ -45,18 +48,20 @@ def write_front(
         result: What to write.
         name: Of the files.
         truth_hypervolume: Hypervolume of the exact front, None where that is not known.
+        further: Further parts of the .json file.
     """
     rows = front_rows(result)
     chain = len(problem.chain.links) > 1
     parts = CHAIN_PARTS if chain else ()
+    varying = VARYING if problem.chain.varies else ()
     for row, design in zip(rows, result.front, strict=True):
         for part in parts:
             row[part] = "/".join(map(repr, design.evaluation.costs[part]))
-    write_rows(folder / f"{name}.csv", (*COLUMNS, *parts), rows)
+    write_rows(folder / f"{name}.csv", (*COLUMNS, *varying, *parts), rows)
     document = front_document(problem, search, result)
     if truth_hypervolume is not None:
         document["hypervolume"]["relative_to_truth"] = result.hypervolume / truth_hypervolume
-    write_json(folder / f"{name}.json", document)
+    write_json(folder / f"{name}.json", document | dict(further or {}))
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -83,7 +88,7 @@ def read_front(
         header, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     except csv.Error as error:
         raise ValueError(str(error)) from error
-    if tuple(header) not in (COLUMNS, (*COLUMNS, *CHAIN_PARTS)):
+    if tuple(header) not in HEADERS or not set(objectives) <= set(header):
         raise ValueError("its columns are not those of a front")
     rows = []
     for number, line in enumerate(lines, start=2):
@@ -91,6 +96,8 @@ def read_front(
             raise ValueError(f"line {number} has {len(line)} fields instead of {len(header)}")
         row = dict(zip(header, line, strict=True))
         for name in ("error", "error_se", "error_test", *METRICS[1:]):
+            if name not in row:
+                continue
             if row[name] == "" and name in OPTIONAL and name not in objectives:
                 continue
             if not math.isfinite(float(row[name])):

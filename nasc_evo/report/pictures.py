@@ -4,7 +4,7 @@ A run writes `front.png` and `front.svg`, a collection of runs `fronts.png` and 
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,21 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nasc_evo.cost.chain import DEVICE
 from nasc_evo.problem import SplitProblem
 from nasc_evo.report.collection import Group
 from nasc_evo.search.final import FinalResult
 from nasc_evo.search.loop import SearchResult
 
-PART_COLOURS = {"device_ms": "#0072b2", "link_ms": "#e69f00", "server_ms": "#009e73"}
+NODE_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#999999")
+LINK_COLOURS = ("#e69f00", "#f0e442", "#d55e00", "#ffd8a8")
 FRONT_COLOUR = "#d55e00"
 RUN_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 UNION_COLOUR = "0.8"
 MAX_PANELS = 12
 """Groups that a picture of many runs shows."""
+LATENCY = ("latency_p95_ms", "latency_ms")
+"""What is drawn from left to right: the first of these that is an objective."""
 MARKERS = {"all local": "s", "raw offload": "^"}
 
 
@@ -37,14 +41,22 @@ def draw_front(
     left, right = figure.subplots(1, 2)
     _draw_objectives(left, problem, search, result)
     _draw_parts(right, problem, result)
-    device, *servers = (node.name for node in problem.chain.nodes)
-    links = ", ".join(f"{link.name} {link.uplink_mbps:g} Mbps" for link in problem.chain.links)
     figure.suptitle(
-        f"{problem.space.architecture.name} on {device}, {links}, {', '.join(servers)}: error on "
-        f"{result.images} images",
+        f"{problem.space.architecture.name} on {_route(problem)}: error on {result.images} images",
         fontsize=11,
     )
     _save(figure, folder, "front")
+
+
+def _route(problem: SplitProblem, *, rates: bool = True) -> str:
+    """Return nodes and links in their order, such as `edgegpu, wifi 18.88 Mbps, titan_rtx`."""
+    chain = problem.chain
+    towards_device = [node.role == DEVICE for node in chain.nodes[1:]]
+    names = [chain.nodes[0].name]
+    for link, node, down in zip(chain.links, chain.nodes[1:], towards_device, strict=True):
+        rate = link.downlink_mbps if down else link.uplink_mbps
+        names += [f"{link.name} {rate:.4g} Mbps" if rates else link.name, node.name]
+    return ", ".join(names)
 
 
 def _save(figure: Figure, folder: Path, name: str) -> None:
@@ -55,22 +67,24 @@ def _save(figure: Figure, folder: Path, name: str) -> None:
 def _draw_objectives(
     axes: Axes, problem: SplitProblem, search: SearchResult, result: FinalResult
 ) -> None:
+    latency_ms = LATENCY[0] if LATENCY[0] in problem.objectives else LATENCY[1]
     evaluated = [e for e in search.evaluations if not e.failed]
     axes.scatter(
-        [e.metric("latency_ms") for e in evaluated],
+        [e.metric(latency_ms) for e in evaluated],
         [100 * e.score.error for e in evaluated],
         s=9,
         color="0.75",
         label=f"evaluated ({problem.evaluator.images} images)",
         zorder=1,
     )
-    latency = [d.evaluation.metric("latency_ms") for d in result.front]
+    latency = [d.evaluation.metric(latency_ms) for d in result.front]
     error = [100 * d.evaluation.score.error for d in result.front]
     bars = [100 * d.evaluation.score.standard_error for d in result.front]
+    order = np.argsort(latency, kind="stable")
     axes.errorbar(
-        latency,
-        error,
-        yerr=bars,
+        np.array(latency)[order],
+        np.array(error)[order],
+        yerr=np.array(bars)[order],
         color=FRONT_COLOUR,
         marker="o",
         markersize=5,
@@ -94,20 +108,20 @@ def _draw_objectives(
     for row in result.references:
         filled = row["architecture_of"].startswith("the most")
         axes.scatter(
-            [row["latency_ms"]],
+            [row[latency_ms]],
             [100 * row["error"]],
-            marker=MARKERS[row["kind"]],
+            marker=next(m for kind, m in MARKERS.items() if row["kind"].startswith(kind)),
             s=45,
             facecolors="black" if filled else "none",
             edgecolors="black",
             label=f"{row['kind']}, {row['architecture_of'].removeprefix('the ')}",
             zorder=2,
         )
-    limit = problem.limits.get("latency_ms")
+    limit = problem.limits.get(latency_ms)
     if limit is not None:
         axes.axvline(limit, color="black", linestyle="--", linewidth=1, label=f"limit {limit:g} ms")
     _limit_view(axes, error, result)
-    axes.set_xlabel("end-to-end latency (ms)")
+    axes.set_xlabel(_axis_label(latency_ms))
     axes.set_ylabel("error (%)")
     axes.legend(fontsize=7.5)
     axes.grid(alpha=0.3)
@@ -124,9 +138,8 @@ def _limit_view(axes: Axes, error: list[float], result: FinalResult) -> None:
 def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
     place = np.arange(len(result.front))
     bottom = np.zeros(len(place))
-    for name, colour in PART_COLOURS.items():
-        values = np.array([d.evaluation.metric(name) for d in result.front])
-        axes.bar(place, values, bottom=bottom, color=colour, label=name.removesuffix("_ms"))
+    for label, colour, values in _parts(problem, result):
+        axes.bar(place, values, bottom=bottom, color=colour, label=label)
         bottom += values
     limit = problem.limits.get("latency_ms")
     if limit is not None:
@@ -141,10 +154,101 @@ def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
             labels.append(f"{design.design_id}\ncut {cut}\n{sent} ch\n{bits} bit")
         else:
             labels.append(f"{design.design_id}\ncut {cut}")
-    axes.set_xticks(place, labels, fontsize=7)
+    axes.set_xticks(place, labels, fontsize=7 if len(place) <= 14 else 5)
     axes.set_ylabel("latency (ms)")
     axes.set_title("where the time goes, for each design of the front", fontsize=10)
     axes.legend(fontsize=8)
+
+
+def _parts(problem: SplitProblem, result: FinalResult) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield label, colour and time of every node and link, in the order of the chain."""
+    costs = [design.evaluation.costs for design in result.front]
+    node_ms, links_ms = (np.array([c[name] for c in costs]) for name in ("node_ms", "links_ms"))
+    nodes = problem.chain.nodes
+    names = ["device", "server"] if len(nodes) == 2 else [node.name for node in nodes]
+    for j, name in enumerate(names):
+        again = " again" if j > 0 and nodes[j].role == DEVICE else ""
+        yield f"{name}{again}", NODE_COLOURS[j], node_ms[:, j]
+        if j < len(names) - 1:
+            label = "link" if len(names) == 2 else f"link {j + 1}, {problem.chain.links[j].name}"
+            yield label, LINK_COLOURS[j], links_ms[:, j]
+
+
+def draw_sweep(
+    folder: Path, problem: SplitProblem, key: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write both pictures of how the chosen design moves with a rate.
+
+    Args:
+        folder: Where they go.
+        problem: What the designs are of.
+        key: The rate, such as `link.uplink_mbps`.
+        rows: For each rate the chosen design by the columns of `pareto.csv`; without them where no
+            design meets the limits.
+    """
+    figure = Figure(figsize=(8, 8.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    rate = [row[key] for row in rows]
+
+    def column(name: str, scale: float = 1.0) -> list[float]:
+        return [scale * row[name] if name in row else np.nan for row in rows]
+
+    n, links = problem.space.architecture.n_blocks, problem.space.n_links
+    for link in range(links):
+        cuts = [float(str(row["cut"]).split("/")[link]) if "cut" in row else np.nan for row in rows]
+        label = "cut" if links == 1 else f"cut {link + 1}"
+        style = {"marker": "o", "markersize": 4 + 2 * (links - 1 - link), "linewidth": 1.2}
+        top.plot(rate, cuts, drawstyle="steps-mid", color=NODE_COLOURS[link], label=label, **style)
+    top.axhline(
+        n,
+        color="black",
+        linestyle=":",
+        linewidth=1,
+        label=f"all local ({n})" if links == 1 else f"all blocks ({n})",
+    )
+    top.set_ylabel("blocks before the cut")
+    top.set_ylim(-0.5, n + 0.8)
+    middle.errorbar(
+        rate,
+        column("error", 100.0),
+        yerr=column("error_se", 100.0),
+        color=FRONT_COLOUR,
+        marker="o",
+        markersize=4,
+        linewidth=1.2,
+        elinewidth=0.8,
+        drawstyle="steps-mid",
+        label="error of the chosen design, ± standard error",
+    )
+    middle.set_ylabel("error (%)")
+    below = np.zeros(len(rows))
+    for name, colour in zip(
+        ("device_ms", "link_ms", "server_ms"),
+        (NODE_COLOURS[0], LINK_COLOURS[0], NODE_COLOURS[1]),
+        strict=True,
+    ):
+        above = below + np.array(column(name))
+        label = name.removesuffix("_ms")
+        bottom.fill_between(rate, below, above, step="mid", color=colour, label=label, linewidth=0)
+        below = above
+    limit = problem.limits.get("latency_ms")
+    if limit is not None:
+        bottom.axhline(
+            limit, color="black", linestyle="--", linewidth=1, label=f"limit {limit:g} ms"
+        )
+    bottom.set_ylabel("latency (ms)")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xscale("log")
+    bottom.set_xlim(0.9 * rate[0], rate[-1] / 0.9)
+    bottom.set_xlabel(f"{key} (Mbps)")
+    for axes in (top, middle, bottom):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    how = "the most accurate within the limits" if problem.limits else "the recommended one"
+    where = f"{problem.space.architecture.name} on {_route(problem, rates=False)}"
+    figure.suptitle(f"{where}\nthe chosen design: {how}", fontsize=10)
+    _save(figure, folder, "sweep")
 
 
 def draw_fronts(folder: Path, groups: Sequence[Group]) -> None:
@@ -208,4 +312,8 @@ def _draw_group(axes: Axes, group: Group) -> None:
 
 
 def _axis_label(metric: str) -> str:
-    return {"error": "error (%)", "latency_ms": "end-to-end latency (ms)"}.get(metric, metric)
+    return {
+        "error": "error (%)",
+        "latency_ms": "end-to-end latency (ms)",
+        "latency_p95_ms": "end-to-end latency that 95 % do not exceed (ms)",
+    }.get(metric, metric)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nasc_evo.problem import Evaluation, SplitProblem
+from nasc_evo.problem import VARYING, Evaluation, SplitProblem
 from nasc_evo.report.collection import Group, summary_rows
 from nasc_evo.search.final import FinalResult, front_rows
 
@@ -22,7 +22,11 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
     table.add_column("cut", justify="right")
     table.add_column("channels", justify="right")
     table.add_column("bits", justify="right")
-    for name in ("device", "link", "server", "total ms", "kB sent", "error %", "test %"):
+    chain = len(problem.chain.links) > 1
+    parts = ("node_ms", "links_ms") if chain else ("device_ms", "link_ms", "server_ms")
+    names = ("nodes", "links") if chain else ("device", "link", "server")
+    totals = {"latency_ms": "total ms", **dict.fromkeys(VARYING * problem.chain.varies, "95 % ms")}
+    for name in (*names, *totals.values(), "kB sent", "error %", "test %"):
         table.add_column(name, justify="right", no_wrap=True)
     for i, (row, design) in enumerate(zip(front_rows(result), result.front, strict=True)):
         sent = any(design.evaluation.design.masks)
@@ -32,7 +36,7 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
             str(row["cut"]),
             _channels(problem, design.evaluation) if sent else "-",
             str(row["bits"]) if sent else "-",
-            *(f"{row[name]:.3f}" for name in ("device_ms", "link_ms", "server_ms", "latency_ms")),
+            *(_milliseconds(design.evaluation.costs[name]) for name in (*parts, *totals)),
             f"{row['payload_bytes'] / 1000:.3f}",
             f"{100 * row['error']:.2f} ± {100 * row['error_se']:.2f}",
             "-" if test is None else f"{100 * test:.2f}",
@@ -45,6 +49,13 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
         console.print(f"Recommended: design {design_id} (*), {result.reason}.", highlight=False)
     for note in problem.notes():
         console.print(f"Note: {note}", highlight=False)
+
+
+def _milliseconds(value: float | Sequence[float]) -> str:
+    """Return a time, or those of the parts of a chain joined by `/`."""
+    if isinstance(value, Sequence):
+        return "/".join(f"{part:.2f}" for part in value)
+    return f"{value:.3f}"
 
 
 def _channels(problem: SplitProblem, evaluation: Evaluation) -> str:

@@ -1,7 +1,6 @@
 """The exact front of a space small enough to look at every design."""
 
 from collections.abc import Iterator
-from itertools import combinations_with_replacement
 
 import moocore
 import numpy as np
@@ -24,7 +23,7 @@ def all_genomes(space: SplitSpace) -> Iterator[NDArray[np.int64]]:
         architectures = np.unique(space.architecture.canonical(architectures), axis=0)
     X = np.zeros((len(architectures), space.n_var), dtype=np.int64)
     X[:, : space.n_arch] = architectures
-    for cuts in combinations_with_replacement(range(len(space.cut_choices)), space.n_links):
+    for cuts in space.cut_vectors:
         X[:, space.cut_genes] = cuts
         yield X.copy()
 

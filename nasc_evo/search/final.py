@@ -1,6 +1,6 @@
 """From a search to its result: re-scored front, reference designs, recommendation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from nasc_evo.errors import UserError
 from nasc_evo.problem import (
     METRICS,
+    VARYING,
     Evaluation,
     SplitProblem,
     describe_evaluation,
@@ -33,7 +34,7 @@ COLUMNS = (
     "error",
     "error_se",
     "error_test",
-    *METRICS[1:],
+    *(name for name in METRICS[1:] if name not in VARYING),
 )
 """Columns of `pareto.csv`."""
 
@@ -139,6 +140,28 @@ def final_result(
         tests = {e.design.key: e for e in tested if not e.failed}
         on_phase("Scoring the most accurate and the fastest architecture without cut")
         references = reference_designs(problem, evaluations, front)
+    return result_of(problem, front, ids, tests, references, rescored=not interrupted)
+
+
+def result_of(
+    problem: SplitProblem,
+    front: list[Evaluation],
+    ids: Mapping[str, int],
+    tests: Mapping[str, Evaluation],
+    references: list[dict[str, Any]],
+    *,
+    rescored: bool,
+) -> FinalResult:
+    """Return the result that a front is, with its hypervolume and the recommended design.
+
+    Args:
+        problem: What it is a front of.
+        front: Non-dominated feasible designs, at least one.
+        ids: What each is called, by the key of its phenotype.
+        tests: Scores on the test images, likewise, as far as they are known.
+        references: What it is to be compared with.
+        rescored: Whether it was scored on the whole split.
+    """
     F = problem.objective_values(front)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
     guess = 1 - 1 / problem.space.architecture.n_classes
@@ -152,7 +175,7 @@ def final_result(
         recommended=best,
         reason=_reason(problem, front, best),
         least_infeasible=None,
-        rescored=not interrupted,
+        rescored=rescored,
     )
 
 
@@ -182,7 +205,7 @@ def _reason(problem: SplitProblem, front: list[Evaluation], best: int) -> str:
 def reference_designs(
     problem: SplitProblem, evaluations: Sequence[Evaluation], front: Sequence[Evaluation]
 ) -> list[dict[str, Any]]:
-    """Return all local and raw offload for two architectures of the run, beside the front.
+    """Return all local and raw offload to each server for two architectures of the run.
 
     The architectures are those of the most accurate and of the fastest design evaluated. Their
     accuracy, unmasked, is scored on the images of the front.
@@ -192,18 +215,26 @@ def reference_designs(
         "most accurate": min(scored, key=lambda e: (e.score.error, e.index)),
         "fastest": min(scored, key=lambda e: (e.metric("latency_ms"), e.index)),
     }
-    n = problem.space.architecture.n_blocks
+    space = problem.space
+    n = space.architecture.n_blocks
+    remote = problem.chain.remote_cuts()
+    kinds = {"all local": (n,) * space.n_links}
+    for name, cuts in remote:
+        kinds["raw offload" if len(remote) == 1 else f"raw offload to {name}"] = cuts
+    allowed = {tuple(vector) for vector in space.cut_choices[space.cut_vectors].tolist()}
     rows = []
     for title, evaluation in chosen.items():
         genome = np.array(evaluation.genome)
-        genome[problem.space.cut_genes] = np.searchsorted(problem.space.cut_choices, n)
+        genome[space.cut_genes] = np.searchsorted(space.cut_choices, n)
         (unmasked,) = problem.assess(genome[None], images=front[0].score.images)
         if unmasked is None or unmasked.failed:
             continue
         ops = np.array([evaluation.design.ops])
-        for kind, cut in (("all local", n), ("raw offload", 0)):
-            costs = problem.costs(unmasked_batch(problem.space, ops, cut))
+        for kind, cuts in kinds.items():
+            costs = problem.costs(unmasked_batch(space, ops, cuts))
             values = {name: _number(column[0]) for name, column in costs.items() if column.ndim < 2}
+            if values["latency_ms"] is None:  # the server would be overloaded
+                continue
             values["error"] = unmasked.score.error
             meets = all(
                 (value := values[name]) is not None and value <= limit
@@ -218,7 +249,7 @@ def reference_designs(
                     "error_se": unmasked.score.standard_error,
                     **values,
                     "meets_limits": meets,
-                    "allowed": kind == "all local" or problem.space.allow_raw_offload,
+                    "allowed": cuts in allowed,
                     **_front_beside(front, unmasked.score.error, values["latency_ms"]),
                 }
             )
@@ -227,7 +258,7 @@ def reference_designs(
 
 def _number(value: Any) -> float | None:
     number = float(value)
-    return None if np.isnan(number) else number
+    return number if np.isfinite(number) else None
 
 
 def _front_beside(
@@ -248,11 +279,11 @@ def _front_beside(
 
 
 def front_rows(result: FinalResult) -> list[dict[str, Any]]:
-    """Return the rows of `pareto.csv`: :data:`COLUMNS` of each design of the front."""
+    """Return the rows of `pareto.csv`: :data:`COLUMNS`, and what there is where rates vary."""
     rows = []
     for design in result.front:
         values = describe_evaluation(design.evaluation)
         values["design_id"] = design.design_id
         values["error_test"] = None if design.test is None else design.test.score.error
-        rows.append({name: values[name] for name in COLUMNS})
+        rows.append({name: values[name] for name in (*COLUMNS, *VARYING) if name in values})
     return rows

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import parse_json
@@ -29,6 +30,65 @@ def to_record(evaluation: Evaluation) -> dict[str, Any]:
         "message": evaluation.score.message,
     }
     return first | values | last
+
+
+class Line(NamedTuple):
+    """A line of a journal.
+
+    Attributes:
+        key: Phenotype key, split and number of images.
+        score: What it says; without correct images for a failure.
+        record: The whole line.
+        end: Size of the file up to its end.
+    """
+
+    key: ScoreKey
+    score: Score
+    record: dict[str, Any]
+    end: int
+
+
+def read_journal(path: Path) -> Iterator[Line]:
+    """Yield the lines of a journal, but a torn last one.
+
+    Raises:
+        UserError: If it cannot be read or a line is damaged.
+    """
+    end = 0
+    try:
+        with open(path, "rb") as file:
+            lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+            for number, line in enumerate(lines, start=1):
+                if line.endswith(b"\n") or len(line) == MAX_LINE_BYTES:
+                    end += len(line)
+                    yield _parsed(path, line, number, end)
+    except OSError as error:
+        raise UserError(f"The journal {path} cannot be read ({one_line(error)}).") from error
+
+
+def _parsed(path: Path, line: bytes, number: int, end: int) -> Line:
+    try:
+        if len(line) == MAX_LINE_BYTES:
+            raise ValueError("it is too long")
+        record = parse_json(line)
+        key = (record["key"], record["split"], record["images"])
+        correct, message = record["correct"], record["message"]
+        valid = (
+            isinstance(key[0], str)
+            and isinstance(key[1], str)
+            and isinstance(message, str)
+            and type(key[2]) is int
+            and key[2] > 0
+            and (correct is None or (type(correct) in (int, float) and 0 <= correct <= key[2]))
+        )
+        if not valid:
+            raise ValueError("a field has a wrong type or range")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Line {number} of the journal {path} is damaged ({one_line(error)}); "
+            "delete that line, its design will be evaluated again, and resume."
+        ) from error
+    return Line(key, Score(correct, key[2], message), record, end)
 
 
 class Journal:
@@ -59,48 +119,15 @@ class Journal:
             raise UserError(f"The journal {path} cannot be written ({one_line(error)}).") from error
 
     def _read(self) -> int:
-        """Read all whole lines; return the size of what is intact (a torn last line is not)."""
+        """Take over every score; return the size of what is intact (a torn last line is not)."""
         end = 0
-        try:
-            with open(self.path, "rb") as file:
-                lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
-                for number, line in enumerate(lines, start=1):
-                    if line.endswith(b"\n") or len(line) == MAX_LINE_BYTES:
-                        self._take(line, number)
-                        end += len(line)
-        except OSError as error:
-            raise UserError(
-                f"The journal {self.path} cannot be read ({one_line(error)})."
-            ) from error
+        for line in read_journal(self.path):
+            if line.score.correct is None:  # will be tried again
+                self.failures.add(line.key)
+            else:
+                self.scores[line.key] = line.score
+            end = line.end
         return end
-
-    def _take(self, line: bytes, number: int) -> None:
-        """Take over the score of a line."""
-        try:
-            if len(line) == MAX_LINE_BYTES:
-                raise ValueError("it is too long")
-            record = parse_json(line)
-            key = (record["key"], record["split"], record["images"])
-            correct, message = record["correct"], record["message"]
-            valid = (
-                isinstance(key[0], str)
-                and isinstance(key[1], str)
-                and isinstance(message, str)
-                and type(key[2]) is int
-                and key[2] > 0
-                and (correct is None or (type(correct) in (int, float) and 0 <= correct <= key[2]))
-            )
-            if not valid:
-                raise ValueError("a field has a wrong type or range")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"Line {number} of the journal {self.path} is damaged ({one_line(error)}); "
-                "delete that line, its design will be evaluated again, and resume."
-            ) from error
-        if correct is None:  # will be tried again
-            self.failures.add(key)
-        else:
-            self.scores[key] = Score(correct, key[2], message)
 
     def append(self, evaluation: Evaluation) -> None:
         """Write one evaluation and flush; a failure that the file holds already is not repeated.

@@ -6,7 +6,6 @@ Every child they produce is a genome of the space.
 """
 
 from collections.abc import Callable
-from itertools import combinations_with_replacement
 from typing import Any
 
 import moocore
@@ -81,7 +80,8 @@ def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArr
         for size in np.unique(space.sizes[: space.n_arch]):
             genes = np.flatnonzero(space.sizes[: space.n_arch] == size)
             x[genes] = rng.choice(size, size=len(genes), p=rng.dirichlet(np.ones(size)))
-        x[space.cut_genes] = np.sort(rng.integers(0, len(space.cut_choices), space.n_links))
+        cuts = rng.integers(0, len(space.cut_choices), space.n_links)
+        x[space.cut_genes] = space.repair_cuts(cuts[None])[0]
         for genes, cut in zip(space.mask_genes, x[space.cut_genes], strict=True):
             if space.n_mask == 0:
                 continue
@@ -97,8 +97,8 @@ def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArr
 
 
 def keep_valid(space: SplitSpace, X: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Put cuts in order along the chain and empty masks on their most important group, in place."""
-    X[:, space.cut_genes] = np.sort(X[:, space.cut_genes], axis=1)
+    """Make cuts allowed ones and put empty masks on their most important group, in place."""
+    X[:, space.cut_genes] = space.repair_cuts(X[:, space.cut_genes])
     cuts = space.cut_choices[X[:, space.cut_genes]]
     for k, genes in enumerate(space.mask_genes):
         used = np.arange(space.n_mask) < space.groups_at[cuts[:, k]][:, None]
@@ -130,8 +130,6 @@ class BestCuts:
         self.space = space
         self.costs = costs
         self.rate = rate
-        choices = range(len(space.cut_choices))
-        self.cuts = np.array(list(combinations_with_replacement(choices, space.n_links)))
 
     def __call__(self, X: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return `X` `[P, n_var]` with some rows moved; draws nothing at rate 0."""
@@ -140,9 +138,10 @@ class BestCuts:
         moved = np.flatnonzero(rng.random(len(X)) < self.rate)
         if not len(moved):
             return X
-        n = len(self.cuts)
+        vectors = self.space.cut_vectors
+        n = len(vectors)
         tried = np.repeat(X[moved], n, axis=0)
-        tried[:, self.space.cut_genes] = np.tile(self.cuts, (len(moved), 1))
+        tried[:, self.space.cut_genes] = np.tile(vectors, (len(moved), 1))
         keep_valid(self.space, tried)
         objectives, violations = self.costs(self.space.decode_batch(tried))
         for i, row in enumerate(moved):

@@ -24,6 +24,7 @@ OPS = (
     "skip",
 )
 SKIP = OPS.index("skip")
+_CODES = {name: code for code, name in enumerate(OPS)}
 
 STAGE_LAYERS = (1, 4, 4, 4, 4, 4, 1)
 STAGE_CHANNELS = (16, 24, 32, 64, 112, 184, 352)
@@ -154,12 +155,12 @@ class FBNetSpace(ArchitectureSpace):
                 f"got {len(tokens)} in '{text}'."
             )
         for i, token in enumerate(tokens):
-            if token not in OPS:
+            if token not in _CODES:
                 raise UserError(
                     f"Operation {i + 1} of the FBNet architecture is '{token}'; "
                     f"allowed are {', '.join(OPS)}."
                 )
-        return np.array([OPS.index(token) for token in tokens])
+        return np.array([_CODES[token] for token in tokens])
 
     def macs(self, ops: IntArray) -> IntArray:
         """Multiply-accumulates of convolutions and classifier for one image, `[P]`."""

@@ -7,11 +7,14 @@ has a single choice (one channel group, one width) is no gene.
 
 What a genome decodes to is its *phenotype*, a :class:`Design`. The mask and the bits of a cut
 where the stored image (c = 0) or nothing (c = n) is sent have no effect and are absent from it;
-an empty mask stands for the most important group alone.
+an empty mask stands for the most important group alone. A node between two equal cuts only relays:
+what it sends is what it got, so that the mask and the bits before it stand for both links.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +44,7 @@ class Design:
     masks: tuple[str, ...]
     bits: tuple[int, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The identity of the phenotype, `arch;cut;mask;bits`, chains joined by `/`."""
         parts = (self.cuts, self.masks, self.bits)
@@ -71,6 +74,9 @@ class DesignBatch:
     def __len__(self) -> int:
         return len(self.ops)
 
+    def __getitem__(self, rows: slice) -> "DesignBatch":
+        return DesignBatch(*(getattr(self, field.name)[rows] for field in fields(self)))
+
 
 class SplitSpace:
     """A space of architectures together with cuts, channel masks and bits.
@@ -86,6 +92,8 @@ class SplitSpace:
         allow_raw_offload: Whether the stored input image may be sent (cut 0).
         min_device_blocks: Fewest blocks before the first cut, raw offload apart. Keeping blocks
             on the device is no privacy guarantee.
+        min_last_blocks: Fewest blocks behind the last cut, all local apart; at least 1 where the
+            chain ends on the device and outputs shall not leave it.
         channel_importance: For cut indices a score a channel, larger means more important; a
             group's score is the sum of its channels'. Where missing, the order in the tensor is
             taken.
@@ -104,12 +112,14 @@ class SplitSpace:
         n_links: int = 1,
         allow_raw_offload: bool = False,
         min_device_blocks: int = 2,
+        min_last_blocks: int = 0,
         channel_importance: Mapping[int, Sequence[float]] | None = None,
     ) -> None:
         self.architecture = architecture
         self.n_links = n_links
         self.allow_raw_offload = allow_raw_offload
         self.min_device_blocks = min_device_blocks
+        self.min_last_blocks = min_last_blocks
         self.mask_groups = mask_groups
         self.merge_equal_networks = merge_equal_networks
         n = architecture.n_blocks
@@ -119,6 +129,13 @@ class SplitSpace:
             raise UserError(
                 f"min_device_blocks must be in 1..{n} for {architecture.name}, "
                 f"got {min_device_blocks}; use allow_raw_offload=true to send the input itself."
+            )
+        whole = isinstance(min_last_blocks, int) and not isinstance(min_last_blocks, bool)
+        if not whole or not 0 <= min_last_blocks <= n - min_device_blocks:
+            raise UserError(
+                f"The blocks behind the last cut (chain.min_last_blocks) must be in "
+                f"0..{n - min_device_blocks} for {architecture.name} with "
+                f"min_device_blocks={min_device_blocks}, got {min_last_blocks!r}."
             )
         self.bits = self._check_bits(bits)
         raw = (0,) if allow_raw_offload else ()
@@ -185,6 +202,27 @@ class SplitSpace:
             order[cut, :n_groups] = np.argsort(-groups, kind="stable")
         return order
 
+    @cached_property
+    def cut_vectors(self) -> IntArray:
+        """All cuts of a chain that are allowed, as cut genes, `[vectors, n_links]`, in order."""
+        choices = range(len(self.cut_choices))
+        vectors = np.array(list(combinations_with_replacement(choices, self.n_links)))
+        return vectors[(self.repair_cuts(vectors.copy()) == vectors).all(axis=1)]
+
+    def repair_cuts(self, genes: IntArray) -> IntArray:
+        """Put cut genes `[P, n_links]` in order and blocks behind the last cut, in place.
+
+        Where anything lies behind the first cut, cuts move towards the device until
+        `min_last_blocks` blocks lie behind the last one.
+        """
+        genes.sort(axis=1)
+        if self.min_last_blocks:
+            n = self.architecture.n_blocks
+            highest = np.searchsorted(self.cut_choices, n - self.min_last_blocks)
+            split = self.cut_choices[genes[:, 0]] < n
+            genes[split] = np.minimum(genes[split], highest)
+        return genes
+
     @property
     def xl(self) -> IntArray:
         """Lower bound of every gene."""
@@ -199,7 +237,8 @@ class SplitSpace:
         """Return `X` as an int64 array `[P, n_var]` after checking that every row is a genome.
 
         Raises:
-            UserError: If a gene is no whole number, out of range, or cuts decrease.
+            UserError: If a gene is no whole number or out of range, or cuts decrease or leave too
+                few blocks behind the last one.
         """
         X = np.atleast_2d(np.asarray(X))
         if X.ndim != 2 or X.shape[1] != self.n_var:
@@ -217,6 +256,13 @@ class SplitSpace:
         if np.any(np.diff(cuts, axis=1) < 0):
             row = np.argwhere(np.diff(cuts, axis=1) < 0)[0][0]
             raise UserError(f"Cuts along a chain must not decrease, got genes {cuts[row]}.")
+        if self.min_last_blocks:
+            moved = np.flatnonzero((self.repair_cuts(cuts.copy()) != cuts).any(axis=1))
+            if len(moved):
+                raise UserError(
+                    f"At least {self.min_last_blocks} blocks must lie behind the last cut unless "
+                    f"everything is local, got cuts {self.cut_choices[cuts[moved[0]]].tolist()}."
+                )
         return genomes
 
     def decode_batch(self, X: NDArray) -> DesignBatch:
@@ -236,18 +282,17 @@ class SplitSpace:
         empty = (n_groups > 0) & ~masks.any(axis=-1)
         if empty.any():
             masks[empty, self.importance[cuts[empty], 0]] = True
-        with np.errstate(divide="ignore", invalid="ignore"):
-            group_size = np.where(n_groups > 0, self.channels_at[cuts] // n_groups, 0)
         chosen = genomes[:, self.bits_genes] if len(self.bits_genes) else np.zeros_like(cuts)
-        bits = np.array(self.bits)[chosen]
+        for link in range(1, self.n_links):
+            relays = cuts[:, link] == cuts[:, link - 1]
+            masks[relays, link] = masks[relays, link - 1]
+            chosen[relays, link] = chosen[relays, link - 1]
         ops = genomes[:, : self.n_arch]
-        return DesignBatch(
-            ops=self.architecture.canonical(ops) if self.merge_equal_networks else ops,
-            cuts=cuts,
-            masks=masks,
-            kept_channels=masks.sum(axis=-1) * group_size,
-            n_groups=n_groups,
-            bits=np.where(n_groups > 0, bits, 0),
+        return self.assemble_batch(
+            self.architecture.canonical(ops) if self.merge_equal_networks else ops,
+            cuts,
+            masks,
+            np.array(self.bits)[chosen],
         )
 
     def designs(self, batch: DesignBatch) -> list[Design]:
@@ -268,6 +313,62 @@ class SplitSpace:
                 )
             )
         return result
+
+    def batch(self, designs: Sequence[Design]) -> DesignBatch:
+        """Return phenotypes as a decoded population, the inverse of :meth:`designs`.
+
+        Cuts and bits need not be among the choices of this space.
+
+        Raises:
+            UserError: If a design has no cut a link, or a cut, mask or bits that cannot be.
+        """
+        n, groups = self.architecture.n_blocks, self.groups_at
+        for design in designs:
+            parts = list(zip(design.cuts, design.masks, design.bits, strict=True))
+            if not (
+                len(parts) == self.n_links
+                and all(0 <= cut <= n for cut in design.cuts)
+                and all(len(mask) == groups[cut] for cut, mask, _ in parts)
+                and all((bits in BITS) if mask else bits == 0 for _, mask, bits in parts)
+                and all(set(mask) <= {"0", "1"} and "1" in mask for mask in design.masks if mask)
+            ):
+                raise UserError(f"{design.key[:200]} is no design of {self.architecture.name}.")
+        cuts = np.array([design.cuts for design in designs], dtype=np.int64)
+        cuts = cuts.reshape(len(designs), self.n_links)
+        width = self.max_groups
+        text = "".join(mask.ljust(width, "0") for design in designs for mask in design.masks)
+        masks = np.frombuffer(text.encode(), dtype=np.uint8) == ord("1")
+        ops = np.array([design.ops for design in designs], dtype=np.int64)
+        return self.assemble_batch(
+            ops.reshape(len(designs), self.n_arch),
+            cuts,
+            masks.reshape(len(designs), self.n_links, width),
+            np.array([design.bits for design in designs], dtype=np.int64).reshape(cuts.shape),
+        )
+
+    def assemble_batch(
+        self, ops: IntArray, cuts: IntArray, masks: NDArray[np.bool_], bits: IntArray
+    ) -> DesignBatch:
+        """Return designs `P` whose masks are not empty as a population.
+
+        Args:
+            ops: Architectures, `[P, n_genes]`.
+            cuts: `[P, K]`.
+            masks: `[P, K, max_groups]`; what is beyond the groups at a cut has no effect.
+            bits: `[P, K]`; without effect where nothing is masked.
+        """
+        n_groups = self.groups_at[cuts]
+        masks = masks & (np.arange(self.max_groups) < n_groups[..., None])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            group_size = np.where(n_groups > 0, self.channels_at[cuts] // n_groups, 0)
+        return DesignBatch(
+            ops=ops,
+            cuts=cuts,
+            masks=masks,
+            kept_channels=masks.sum(axis=-1) * group_size,
+            n_groups=n_groups,
+            bits=np.where(n_groups > 0, bits, 0),
+        )
 
     def decode(self, x: NDArray) -> Design:
         """Decode one genome `[n_var]` to its phenotype."""
@@ -317,4 +418,5 @@ class SplitSpace:
             "n_links": self.n_links,
             "allow_raw_offload": self.allow_raw_offload,
             "min_device_blocks": self.min_device_blocks,
+            "min_last_blocks": self.min_last_blocks,
         }

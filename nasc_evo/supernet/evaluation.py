@@ -215,8 +215,10 @@ class SupernetEvaluator:
     def logits(self, design: Design, x: Tensor, unit: Unit) -> Tensor:
         """Return the logits `[N, classes]` of a design for inputs `x`; `unit` runs convolutions."""
         transmissions = []
+        before = None
         for cut, mask, bits in zip(design.cuts, design.masks, design.bits, strict=True):
-            if mask:
+            relayed, before = cut == before, cut  # a relay sends on what it got, as it is
+            if mask and not relayed:
                 channels = self.space.cut_shapes[cut][0]
                 transmissions.append((cut, channel_mask(mask, channels).to(x.device), bits))
         return self._supernet(x, design.ops, unit, transmissions)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nasc_evo.cost import Chain, CostTable, Link, Node, Radio
-from nasc_evo.cost.chain import DEVICE, SERVER
+from nasc_evo.cost.chain import CACHED_DESIGNS, DEVICE, SERVER
 from nasc_evo.errors import UserError
 from nasc_evo.space import FBNetSpace, SplitSpace
 from tests.conftest import needs_data
@@ -190,5 +190,18 @@ def test_impossible_links_are_refused(change, message):
 
 
 def test_unknown_link_lists_those_there_are():
-    with pytest.raises(UserError, match="available are 3g, 5g, ble, ethernet, lte, wifi"):
+    with pytest.raises(
+        UserError, match="available are 3g, 5g, ble, ethernet, lte, trace, uav, wan, wifi"
+    ):
         Link.create("fibre")
+
+
+def test_a_large_population_costs_what_its_parts_do():
+    model, space = chain(idle_mw=500.0), RAW
+    X = np.random.default_rng(2).integers(0, space.sizes, (2 * CACHED_DESIGNS + 5, space.n_var))
+    together = model.evaluate(space.decode_batch(X))
+    for rows in (slice(0, 7), slice(CACHED_DESIGNS - 3, CACHED_DESIGNS + 4), slice(-5, None)):
+        apart = model.evaluate(space.decode_batch(X[rows]))
+        for name in ("latency_ms", "energy_mj", "node_ms", "links_ms", "payload_bytes"):
+            assert np.array_equal(getattr(together, name)[rows], getattr(apart, name))
+    assert together.latency_p95_ms is None

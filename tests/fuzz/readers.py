@@ -22,7 +22,8 @@ import torch
 import yaml
 
 from nasc_evo.config import config_folder
-from nasc_evo.cost import hwnasbench, natsbench, network
+from nasc_evo.cost import Link, hwnasbench, natsbench, network
+from nasc_evo.cost.rate import slowdown
 from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_npz
@@ -40,6 +41,7 @@ from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
 from tests.conftest import FAST
 from tests.fuzz.command import command_line
+from tests.test_repick import repicked, write_run
 
 Files = dict[str, bytes]
 IMAGES = {"train": 2, "test": 1}
@@ -381,6 +383,31 @@ SAMPLES_LINE = Document(
 
 
 @cache
+def trace() -> Files:
+    lines = [f"{second},{3.5 + second % 7}" for second in range(40)]
+    return {"rates.csv": "\n".join(["time_s,uplink_mbps", *lines, ""]).encode()}
+
+
+def read_trace(folder: Path) -> Any:
+    link = Link.create({"name": "t", "trace": str(folder / "rates.csv")})
+    return link.describe(), slowdown(link.variation, 0.95)
+
+
+@cache
+def repicked_run() -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        write_run(Path(folder) / "run", n=6)
+        names = (MANIFEST, JOURNAL)
+        return {name: (Path(folder) / "run" / name).read_bytes() for name in names}
+
+
+def read_repicked_run(folder: Path) -> Any:
+    picked = repicked(folder, "link.uplink_mbps=3", "limits.latency_ms=40")
+    front = picked.front()
+    return picked.result(front).hypervolume, picked.offers(front, 2)
+
+
+@cache
 def truth() -> Files:
     file = io.StringIO()
     rows = csv.DictWriter(file, COLUMNS, restval="1", lineterminator="\n")
@@ -496,5 +523,9 @@ READERS = {
     "samples": Reader(samples, read_samples, document=SAMPLES_LINE),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
     "configuration": Reader(configuration, read_configuration, step=10),
+    "repicked_run": Reader(
+        repicked_run, read_repicked_run, (MANIFEST, JOURNAL), document=JSON, step=4
+    ),
+    "trace": Reader(trace, read_trace),
     "truth": Reader(truth, read_truth_files, document=JSON),
 }

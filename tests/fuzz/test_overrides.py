@@ -15,7 +15,10 @@ from tests.fuzz.guard import numbers
 
 COMMANDS = 70
 SUBPROCESSES = 2
-GROUPS = ("algorithm", "chain", "dataset", "device", "evaluator", "link", "problem", "server")
+GROUPS = (
+    *("algorithm", "backhaul", "chain", "dataset", "device", "edge", "evaluator", "link"),
+    *("problem", "server"),
+)
 OPTIONS = (
     *("objectives", "allow_raw_offload", "min_device_blocks", "mask_groups", "bits", "n_eval"),
     *(
@@ -32,6 +35,9 @@ OPTIONS = (
     *("device.idle_mw", "dataset.name", "dataset.geometry", "chain.nodes", "chain.links"),
     *("chain.roles", "chain.nodes.0", "chain.name", "link.uplink_mbps", "link.downlink_mbps"),
     *("link.rtt_ms", "link.efficiency", "link.overhead_bytes", "link.radio", "link.name"),
+    *("link.loss", "link.message_ms", "link.packet_bytes", "link.rate_sigma", "link.trace"),
+    *("link.relay", "link.relay.snr_db", "link.relay.shadowing_db", "chain.min_last_blocks"),
+    *("chain.result_bytes", "edge.path", "backhaul.uplink_mbps", "limits.latency_p95_ms"),
     *("link.radio.beta_mw", "link.source", "evaluator.images", "evaluator.calibration_images"),
     *("evaluator.dtype", "evaluator.chunk", "evaluator.threads", "evaluator.processor"),
     *("evaluator.weights", "evaluator.name", "problem.bits", "problem._target_", "problem.limits"),

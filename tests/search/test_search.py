@@ -298,7 +298,7 @@ def test_three_objectives_with_energy():
         ({"limits": {"latency_ms": "fast"}}, "got 'fast'"),
         ({"device": "tx3"}, "No cost table of 'tx3' ships .*; available are edgegpu"),
         ({"device": "missing.csv"}, "There is no cost table file missing.csv"),
-        ({"device": {"name": "edgegpu", "idle": 1}}, "has the fields name, path and idle_mw"),
+        ({"device": {"name": "edgegpu", "idle": 1}}, "has the fields name, path, idle_mw, arr"),
         ({"device": {"name": "edgegpu", "idle_mw": -1}}, "device.idle_mw must be a number >= 0"),
         ({"link": "fibre"}, "There is no link 'fibre'"),
         ({"dataset": "mnist"}, "There is no data set 'mnist'"),
