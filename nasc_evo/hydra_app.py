@@ -91,6 +91,7 @@ class RunConfig:
     rescore: Any = MISSING
     resume: str | None = None
     truth: str | None = None
+    warm_start: str | None = None
 
 
 @dataclass
