@@ -125,12 +125,22 @@ class TrainConfig:
     resume: str | None = None
 
 
+@dataclass
+class CompareConfig:
+    """The frame of `configs/compare.yaml`; what an experiment holds is checked by itself."""
+
+    experiment: Any = MISSING
+    parallel: Any = MISSING
+    resume: str | None = None
+
+
 def register() -> None:
     """Register schemas and the resolver of output folders with Hydra; may be called repeatedly."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="truth_schema", node=TruthConfig)
+    store.store(name="compare_schema", node=CompareConfig)
     OmegaConf.register_new_resolver(
         "nasc_folder", lambda resume, default: resume or default, replace=True
     )

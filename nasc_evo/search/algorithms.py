@@ -55,6 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "best_cut_inside": EVERY_CUT_TRIED,
     "prune_at_cut": {"share": 0.5},
     "nasc": {"thresholds": 8, "penalty": 1.0, "samples": 2},
+    "relaxed_masks": {"lambdas": 8, "batch": 32},
     "msunas": {"initial": 100, "batch": 8, "pop_size": 40, "generations": 10},
 }
 """Options of every algorithm, with their defaults."""
@@ -69,6 +70,7 @@ WHOLE_NUMBERS = {
     "tournament": (1, MAX_POPULATION),
     "weights": (1, 1000),
     "thresholds": (1, 1000),
+    "lambdas": (1, 1000),
     "samples": (2, 1000),
 }
 """Range of each option that is a whole number."""
@@ -233,7 +235,7 @@ def create_algorithm(
     return MAKERS[name](Request(problem, values, seed, n_eval, known))
 
 
-NEEDS_ERROR = ("surrogate", "accuracy_then_cut", "prune_at_cut", "nasc", "msunas")
+NEEDS_ERROR = ("surrogate", "accuracy_then_cut", "prune_at_cut", "nasc", "msunas", "relaxed_masks")
 
 
 def _random(request: Request) -> Any:
@@ -380,6 +382,17 @@ def _prune_at_cut(request: Request) -> Any:
     )
 
 
+def _relaxed_masks(request: Request) -> Any:
+    if request.problem.lossless:
+        raise UserError(
+            "algorithm=relaxed_masks follows gradients through a supernet: it needs problem=fbnet "
+            "and evaluator=supernet; accuracies from a table have no gradient."
+        )
+    from nasc_evo.search.relaxed_masks import RelaxedMasks
+
+    return RelaxedMasks(request.n_eval, **request.values)
+
+
 def _msunas(request: Request) -> Any:
     values = {key: request.values[key] for key in OPTIONS["msunas"]}
     parts = operators.for_space(request.problem.space, first=request.first)
@@ -403,6 +416,7 @@ MAKERS: dict[str, Callable[[Request], Any]] = {
     "best_cut_inside": lambda request: _nsga2(request, best_cut_rate=1.0),
     "prune_at_cut": _prune_at_cut,
     "nasc": lambda request: NASC(request.n_eval, **request.values),
+    "relaxed_masks": _relaxed_masks,
     "msunas": _msunas,
 }
 """How each of :data:`ALGORITHMS` is made."""

@@ -141,6 +141,13 @@ def keep_valid(space: SplitSpace, X: NDArray[np.integer]) -> NDArray[np.integer]
     return X
 
 
+def phenotypes(batch: DesignBatch) -> list[bytes]:
+    """Return what identifies the phenotype of each design of a decoded population."""
+    parts = (batch.ops, batch.cuts, batch.masks.reshape(len(batch), -1), batch.bits)
+    rows = np.ascontiguousarray(np.concatenate(parts, axis=1).astype(np.int16))
+    return [row.tobytes() for row in rows]
+
+
 class BestCuts:
     """Moves some genomes to the best cuts for their architecture, masks and bits.
 
@@ -357,9 +364,9 @@ class PhenotypeDuplicates(DuplicateElimination):
         super().__init__()
         self.space = space
 
-    def _keys(self, population: Population) -> list[str]:
+    def _keys(self, population: Population) -> list[bytes]:
         X = np.array([individual.X for individual in population], dtype=np.int64)
-        return [design.key for design in self.space.designs(self.space.decode_batch(X))]
+        return phenotypes(self.space.decode_batch(X))
 
     def _do(
         self, pop: Population, other: Population | None, is_duplicate: NDArray[np.bool_]

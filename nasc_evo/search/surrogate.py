@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from nasc_evo.problem import Evaluation
 from nasc_evo.search.indicators import non_dominated
 from nasc_evo.search.method import Genomes, Method
-from nasc_evo.search.operators import BestCuts, SplitSampling, keep_valid, random_genomes
+from nasc_evo.search.operators import (
+    BestCuts,
+    SplitSampling,
+    keep_valid,
+    phenotypes,
+    random_genomes,
+)
 from nasc_evo.search.predictor import (
     ErrorPredictor,
     Features,
@@ -18,7 +24,7 @@ from nasc_evo.search.predictor import (
     features,
 )
 from nasc_evo.search.screening import Screen
-from nasc_evo.space import DesignBatch, SplitSpace
+from nasc_evo.space import SplitSpace
 
 MAX_DRAWS = 20
 """How often the first designs are drawn anew where they are hopeless."""
@@ -26,7 +32,7 @@ SIGNIFICANT_DIGITS = 9
 """Gains are compared to so many digits, so that a last bit of BLAS changes no choice."""
 RANDOM_SHARE = 8
 """One random design for so many offspring."""
-BATCH_SHARE = 0.02
+BATCH_SHARE = 0.04
 """A generation evaluates at least this share of what is known already."""
 
 
@@ -177,13 +183,6 @@ class SurrogateSearch(Method):
             front = np.vstack([front, np.concatenate([[mean[row]], costs[row]])])
             front = front[moocore.is_nondominated(front, keep_weakly=False)]
         return chosen
-
-
-def phenotypes(batch: DesignBatch) -> list[bytes]:
-    """Return what identifies the phenotype of each design of a decoded population."""
-    parts = (batch.ops, batch.cuts, batch.masks.reshape(len(batch), -1), batch.bits)
-    rows = np.ascontiguousarray(np.concatenate(parts, axis=1).astype(np.int16))
-    return [row.tobytes() for row in rows]
 
 
 def rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:

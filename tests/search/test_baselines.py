@@ -101,7 +101,8 @@ def test_replayed_searches_compute_nothing_twice(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ALGORITHMS if name not in ("prune_at_cut", "moead", "agemoea")]
+    "name",
+    [n for n in ALGORITHMS if n not in ("prune_at_cut", "relaxed_masks", "moead", "agemoea")],
 )
 def test_every_algorithm_searches_with_official_accuracies_under_a_limit(name):
     one = tabular(device="pixel3", allow_raw_offload=True, limits={"latency_ms": 40})
@@ -250,3 +251,41 @@ def test_msunas_goes_on_where_its_predicted_front_is_known():
 
 def test_search_helper_still_makes_populations():
     assert len(search(problem(), "nsga2_pymoo", 60).evaluations) == 60
+
+
+def test_relaxed_masks_follow_the_supernet_and_the_expected_time():
+    import torch
+
+    from nasc_evo.search.relaxed_masks import ExpectedTime
+    from problems import FBNetSplit
+    from tests.conftest import FAST
+
+    one = FBNetSplit(evaluator=FAST, device="raspi4", link="5g")
+    space = one.space
+    scale = one.reference_point["latency_ms"]
+    time = ExpectedTime(one)
+    rng = np.random.default_rng(0)
+    X = np.tile(space.xu, (20, 1))
+    X[:, : space.n_arch] = rng.integers(0, 9, (20, space.n_arch))
+    X[:, space.cut_genes[0]] = rng.integers(0, len(space.cut_choices), 20)
+    for x, latency in zip(X, one.costs(space.decode_batch(X))["latency_ms"], strict=True):
+        ops = torch.nn.functional.one_hot(torch.tensor(x[: space.n_arch]), 9).float()
+        cut = torch.nn.functional.one_hot(
+            torch.tensor(x[space.cut_genes[0]]), len(space.cut_choices)
+        ).float()
+        unsent = torch.zeros(len(space.cut_choices))
+        assert float(time(ops, cut, unsent)) * scale == pytest.approx(latency, rel=1e-5)
+
+    found = run("relaxed_masks", one, 30, lambdas=2, batch=8)
+    again = FBNetSplit(evaluator=FAST, device="raspi4", link="5g")
+    assert journal_of(found) == journal_of(run("relaxed_masks", again, 30, lambdas=2, batch=8))
+    assert 2 <= len(found) <= 8
+    latencies = [e.metric("latency_ms") for e in found]
+    assert latencies[-1] < latencies[0]  # the weight of the time has grown
+
+
+def test_relaxed_masks_need_gradients():
+    with pytest.raises(UserError, match="accuracies from a table have no gradient"):
+        create_algorithm("relaxed_masks", tabular())
+    with pytest.raises(UserError, match="follows gradients through a supernet"):
+        run("relaxed_masks", problem())

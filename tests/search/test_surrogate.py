@@ -13,7 +13,7 @@ from nasc_evo.errors import UserError
 from nasc_evo.search.algorithms import create_algorithm
 from nasc_evo.search.indicators import hypervolume, non_dominated
 from nasc_evo.search.loop import run_search
-from nasc_evo.search.operators import random_genomes
+from nasc_evo.search.operators import phenotypes, random_genomes
 from nasc_evo.search.predictor import (
     ErrorPredictor,
     _fit_scales,
@@ -23,7 +23,7 @@ from nasc_evo.search.predictor import (
     features,
 )
 from nasc_evo.search.screening import Screen
-from nasc_evo.search.surrogate import phenotypes, rounded, vary
+from nasc_evo.search.surrogate import rounded, vary
 from problems import FBNetSplit, NASBench201Split
 from tests.conftest import needs_data
 from tests.search.test_search import Formula, journal_of, problem, search
