@@ -421,15 +421,17 @@ class ComparisonFolder:
 
 
 def _check_same(old: Any, new: dict[str, Any], path: Path) -> None:
-    """Raise a UserError where experiments differ in more than seeds and which methods they have."""
+    """Raise a UserError where experiments differ in what one search leaves.
+
+    Seeds may differ, and which methods there are, and what is only said of them.
+    """
     if not isinstance(old, dict):
         raise UserError(f"The manifest {path / MANIFEST} is damaged (no experiment).")
     both = set(old.get("methods", {})) & set(new["methods"])
     before, now = (
         {
             **asked,
-            "seeds": None,
-            "first_seed": None,
+            **dict.fromkeys(("seeds", "first_seed", "headline", "ours")),
             "methods": {name: asked.get("methods", {})[name] for name in sorted(both)},
         }
         for asked in (old, new)

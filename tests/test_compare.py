@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -352,3 +353,28 @@ def test_sigterm_ends_the_workers_and_resume_goes_on(tmp_path):
     assert found
     assert json.loads(searches.read_text().splitlines()[0])["seed"] == 0
     assert os.listdir(tmp_path / "out")
+
+
+def test_the_commands_of_the_page_compose():
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from nasc_evo.hydra_app import register
+    from nasc_evo.search.algorithms import ALGORITHMS
+
+    page = (Path(__file__).parents[1] / "docs" / "comparison.md").read_text()
+    commands = [
+        line.split("#")[0].split()[3:]
+        for line in page.splitlines()
+        if line.startswith("python -m nasc_evo.compare")
+    ]
+    assert len(commands) >= 5
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        for overrides in commands:
+            given = [text.replace("<folder>", "folder") for text in overrides]
+            config = OmegaConf.to_container(compose("compare", given))
+            check_experiment(config["experiment"])
+    named = set(re.findall(r"^\| (`[a-z0-9_`, ]+`) \|", page, flags=re.M))
+    names = {name.strip("` ") for cell in named for name in cell.split(",")}
+    assert names == set(ALGORITHMS) - {"nsga3", "agemoea", "moead"}

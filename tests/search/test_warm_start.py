@@ -11,6 +11,7 @@ from nasc_evo.search.folder import RunFolder
 from nasc_evo.search.indicators import hypervolume, non_dominated
 from nasc_evo.search.loop import run_search
 from nasc_evo.search.warm_start import read_warm_start
+from tests.conftest import needs_data
 from tests.search.test_search import Formula, problem
 from tests.search.test_surrogate import tabular
 
@@ -106,3 +107,26 @@ def test_what_does_not_transfer_is_refused(tmp_path):
     manifest.write_text(json.dumps({**document, "identity": {"problem": {"space": 3}}}))
     with pytest.raises(UserError, match="damaged"):
         read_warm_start(tmp_path / "run", problem())
+
+
+def test_a_warm_run_of_the_command_line_resumes(cli, tmp_path):
+    needs_data("hwnas/nb201_accuracy.npz")
+    common = ["problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "n_eval=40"]
+    first = cli(*common, "device=raspi4", "hydra.run.dir=first")
+    assert first.returncode == 0, first.stderr
+    warm = [*common, "device=edgegpu", "algorithm=surrogate", "warm_start=first"]
+    assert cli(*warm, "hydra.run.dir=second").returncode == 0
+    lines = (tmp_path / "second" / "evaluations.jsonl").read_bytes().splitlines(keepends=True)
+    searched = [line for line in lines if b'"split":"search"' in line]
+    assert len(searched) == 80  # 40 that transferred, 40 of its own
+    front = (tmp_path / "second" / "pareto.csv").read_bytes()
+    (tmp_path / "second" / "evaluations.jsonl").write_bytes(b"".join(lines[:55]))
+    again = cli(*warm, "resume=second")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "second" / "pareto.csv").read_bytes() == front
+    cold = cli(*warm[:-1], "resume=second")
+    assert cold.returncode == 2
+    assert "cannot be resumed with another warm_start" in cold.stderr
+    missing = cli(*warm[:-1], "warm_start=nowhere", "hydra.run.dir=third")
+    assert missing.returncode == 2
+    assert "Traceback" not in missing.stderr
