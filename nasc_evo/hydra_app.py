@@ -94,6 +94,7 @@ class RunConfig:
     rescore: Any = MISSING
     resume: str | None = None
     truth: str | None = None
+    warm_start: str | None = None
 
 
 @dataclass
@@ -148,6 +149,15 @@ class MeasureConfig:
     out: str | None = None
 
 
+@dataclass
+class CompareConfig:
+    """The frame of `configs/compare.yaml`; what an experiment holds is checked by itself."""
+
+    experiment: Any = MISSING
+    parallel: Any = MISSING
+    resume: str | None = None
+
+
 def register() -> None:
     """Register schemas and the resolver of output folders with Hydra; may be called repeatedly."""
     store = ConfigStore.instance()
@@ -155,6 +165,7 @@ def register() -> None:
     store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="truth_schema", node=TruthConfig)
+    store.store(name="compare_schema", node=CompareConfig)
     for group, source in ALIASES.items():
         for option in group_options(group):
             store.store(

@@ -14,9 +14,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,8 +133,10 @@ class Pool(Protocol):
     n_workers: int
     where: str
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
-        """Yield `(index, scores or what went wrong)` as tasks end; each index once."""
+    def run(
+        self, tasks: Sequence[Any], function: Callable[[Any], Any] = score_task
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield `(index, result of function or what went wrong)` as tasks end; each index once."""
 
     def close(self) -> None:
         """End what this pool started."""
@@ -151,26 +154,46 @@ class LokyPool:
         self.where = f"{n_workers} worker processes"
         self._executor: Any = None
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
-        """Yield outcomes as tasks end; a dead worker takes all unfinished tasks with it."""
-        from joblib.externals.loky import ProcessPoolExecutor
+    def run(
+        self, tasks: Sequence[Any], function: Callable[[Any], Any] = score_task
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield outcomes as tasks end; a dead worker takes all begun tasks with it.
+
+        Few tasks are handed out ahead, so that none is left queued when the pool is closed.
+        """
         from joblib.externals.loky.process_executor import BrokenProcessPool
 
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(self.n_workers, initializer=begin_process)
-        executor = self._executor
-        futures = {executor.submit(score_task, task): i for i, task in enumerate(tasks)}
+        waiting = iter(enumerate(tasks))
+        futures: dict[Any, tuple[int, Any]] = {}
         try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    self._executor = None  # a new one is made for the next tasks
-                    yield futures[future], WorkerDiedError(one_line(error))
-                else:
-                    yield futures[future], error or future.result()  # type: ignore[misc]
+            while True:
+                for number, task in islice(waiting, 2 * self.n_workers - len(futures)):
+                    try:
+                        future = self._processes().submit(function, task)
+                    except BrokenProcessPool:  # since the last future that said so
+                        self._executor = None
+                        future = self._processes().submit(function, task)
+                    futures[future] = number, self._executor
+                if not futures:
+                    return
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    (number, executor), error = futures.pop(future), future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        if executor is self._executor:
+                            self._executor = None  # a new one is made for the next tasks
+                        yield number, WorkerDiedError(one_line(error))
+                    else:
+                        yield number, error or future.result()
         finally:
             for future in futures:
                 future.cancel()
+
+    def _processes(self) -> Any:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(self.n_workers, initializer=begin_process)
+        return self._executor
 
     def close(self) -> None:
         """Stop the processes."""
@@ -227,11 +250,13 @@ class DaskPool:
         if find_spec("bokeh") is not None:  # without it the dashboard's page is empty
             self.where += f", dashboard {self._client.dashboard_link}"
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
+    def run(
+        self, tasks: Sequence[Any], function: Callable[[Any], Any] = score_task
+    ) -> Iterator[tuple[int, Any]]:
         """Yield outcomes as tasks end; Dask moves the tasks of a dead worker by itself."""
         import distributed
 
-        futures = [self._client.submit(score_task, task, pure=False) for task in tasks]
+        futures = [self._client.submit(function, task, pure=False) for task in tasks]
         index = {future.key: i for i, future in enumerate(futures)}
         try:
             for future in distributed.as_completed(futures):
@@ -287,13 +312,16 @@ class RayPool:
             ) from error
         self.n_workers = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
         self.where = f"{self.n_workers} Ray workers"
-        self._remote = ray.remote(num_cpus=threads, max_retries=0)(score_task)
+        self._remote = ray.remote(num_cpus=threads, max_retries=0)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Score] | Exception]]:
+    def run(
+        self, tasks: Sequence[Any], function: Callable[[Any], Any] = score_task
+    ) -> Iterator[tuple[int, Any]]:
         """Yield outcomes as tasks end."""
         import ray
 
-        index = {self._remote.remote(task): i for i, task in enumerate(tasks)}
+        remote = self._remote(function)
+        index = {remote.remote(task): i for i, task in enumerate(tasks)}
         waiting = list(index)
         try:
             while waiting:
@@ -449,13 +477,20 @@ def parallel_evaluator(make: Callable[[], Evaluator], options: Mapping[str, Any]
     evaluator = make()
     if options["name"] == "serial":
         return evaluator
-    threads = getattr(evaluator, "threads", 1)
-    n_workers = options["n_jobs"] or max(1, usable_cores() // threads)
-    pool: Pool
-    if options["name"] == "loky":
-        pool = LokyPool(n_workers)
-    elif options["name"] == "dask":
-        pool = DaskPool(n_workers, options["address"])
-    else:
-        pool = RayPool(n_workers, options["address"], threads)
+    pool = make_pool(options, getattr(evaluator, "threads", 1))
     return ParallelEvaluator(evaluator, make, pool, options["chunk"])
+
+
+def make_pool(options: Mapping[str, Any], threads: int) -> Pool:
+    """Return the workers of a back end other than `serial`.
+
+    Args:
+        options: Of :func:`check_parallel`.
+        threads: Threads that a worker uses.
+    """
+    n_workers = options["n_jobs"] or max(1, usable_cores() // threads)
+    if options["name"] == "loky":
+        return LokyPool(n_workers)
+    if options["name"] == "dask":
+        return DaskPool(n_workers, options["address"])
+    return RayPool(n_workers, options["address"], threads)

@@ -209,6 +209,21 @@ class SplitProblem(Problem):
             self._evaluate_new(batch, np.atleast_2d(X), designs, new)
         return [self.evaluations.get(key) for key in keys]
 
+    def search_evaluations(self) -> list[Evaluation]:
+        """Return the evaluations on the images that a search uses, failures included."""
+        images = self.evaluator.images
+        return [
+            evaluation
+            for (_, split, count), evaluation in self.evaluations.items()
+            if split == "search" and count == images
+        ]
+
+    def forget(self) -> None:
+        """Drop all evaluations and remembered scores, for another search of the same problem."""
+        self.evaluations.clear()
+        self._known_scores.clear()
+        self._next_index = 0
+
     def _image_count(self, split: str, images: int | None) -> int:
         if images is not None:
             return images

@@ -51,7 +51,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    resolved, problem, algorithm, budget, truth = composed
+    resolved, problem, algorithm, budget, truth, warm = composed
     identity = {
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],
@@ -60,6 +60,8 @@ def search_and_report(config: Any, composed: "Composed") -> int:
         "patience": config.patience,
         "rescore": resolved["rescore"],
     }
+    if warm is not None:
+        identity["warm_start"] = warm
     path = Path(HydraConfig.get().runtime.output_dir)
     resume = config.resume is not None
     if resume and is_sweep():  # a stopped sweep has jobs that never began
@@ -74,6 +76,8 @@ def search_and_report(config: Any, composed: "Composed") -> int:
     shown = short_path(path)
     exit_code = 0
     try:
+        for evaluation in problem.search_evaluations():  # of a warm start
+            folder.journal.append(evaluation)
         problem.remember(folder.journal.scores)
         say(f"Writing to {shown}{_where(problem)}")
         out_of_reach = problem.out_of_reach()
@@ -82,8 +86,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
         display = SearchDisplay(problem, budget.n_eval, console)
 
         def on_evaluation(evaluation: Any, computed: bool) -> None:
-            if computed:
-                folder.journal.append(evaluation)
+            folder.journal.append(evaluation)
             if evaluation.split == "search" and evaluation.score.images == problem.evaluator.images:
                 display.add(evaluation, computed)
 
@@ -98,9 +101,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
                 f"All {len(failed)} evaluations failed; the first said: {failed[0].score.message}."
             )
         try:
-            problem.on_evaluation = lambda e, computed: (
-                folder.journal.append(e) if computed else None
-            )
+            problem.on_evaluation = lambda e, computed: folder.journal.append(e)
             result = final_result(
                 problem,
                 search.evaluations,
@@ -154,6 +155,7 @@ class Composed(NamedTuple):
         algorithm: A fresh pymoo algorithm.
         budget: The :class:`nasc_evo.search.loop.Budget`.
         truth: Hypervolume of the exact front, if one is given.
+        warm: Identity of what a warm start has given to the problem, None without one.
     """
 
     resolved: Any
@@ -161,6 +163,7 @@ class Composed(NamedTuple):
     algorithm: Any
     budget: Any
     truth: float | None
+    warm: str | None
 
 
 def build(config: Any) -> Composed:
@@ -175,6 +178,7 @@ def build(config: Any) -> Composed:
     from nasc_evo.search.algorithms import algorithm_options, create_algorithm
     from nasc_evo.search.final import check_rescore
     from nasc_evo.search.loop import Budget, check_whole, parse_time
+    from nasc_evo.search.warm_start import read_warm_start
 
     check_problems_package()
     check_filled(config)
@@ -189,13 +193,19 @@ def build(config: Any) -> Composed:
     problem = instantiate(config.problem)
     try:
         options = algorithm_options(problem, name, given)
-        algorithm = create_algorithm(name, problem, options, seed=config.seed)
+        first, warm = [], None
+        if config.warm_start is not None:
+            earlier = read_warm_start(config.warm_start, problem)
+            first, warm = earlier.apply(problem), earlier.sha256
+        algorithm = create_algorithm(
+            name, problem, options, seed=config.seed, n_eval=config.n_eval, first=first
+        )
         truth = None if config.truth is None else read_truth(config.truth, problem)
     except BaseException:
         problem.close()
         raise
     resolved["algorithm"] = {"name": name, **options}
-    return Composed(resolved, problem, algorithm, budget, truth)
+    return Composed(resolved, problem, algorithm, budget, truth, warm)
 
 
 def check_problems_package() -> None:

@@ -54,6 +54,8 @@ def test_every_option_of_every_group_composes_and_builds(group, option, tmp_path
         needs_data("hwnas/nb201_accuracy.npz")
         others = {"problem": "nasbench201", "dataset": "cifar100", "evaluator": "tabular"}
         overrides += [f"{key}={value}" for key, value in others.items() if key != group]
+    if option == "raw_offload":
+        overrides.append("allow_raw_offload=true")
     if option == "table":
         table = Path(__file__).parents[1] / "nasc_evo/cost/tables/fbnet_32_pixel3.csv"
         overrides.append(f"{group}.path={table}")
@@ -187,7 +189,7 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
     ("options", "message"),
     [
         (["device=edgegup"], "There is no device 'edgegup'; available are edgegpu, edgetpu"),
-        (["algorithm=nsga4"], "There is no algorithm 'nsga4'; available are agemoea"),
+        (["algorithm=nsga4"], "There is no algorithm 'nsga4'; available are accuracy_then_cut"),
         (["limit.latency_ms=5"], "limit"),
         (["n_eval=many"], "n_eval"),
         (["n_eval=0"], "n_eval must be a whole number of at least 1, got 0"),

@@ -91,32 +91,26 @@ def _parsed(path: Path, line: bytes, number: int, end: int) -> Line:
     return Line(key, Score(correct, key[2], message), record, end)
 
 
-class Journal:
-    """Appends evaluations to a file, flushed line by line.
+class Records:
+    """What a journal file holds.
 
     Args:
-        path: The file; its folder exists.
+        path: The file; need not exist.
 
     Attributes:
-        scores: What an existing file holds, but failures.
-        failures: The failures it holds.
+        scores: Of all evaluations but failures.
+        failures: The failures.
+        end: Size of what is intact; a torn last line is not.
 
     Raises:
-        UserError: If an existing file has a damaged line before its last.
+        UserError: If a line before the last is damaged, or the file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.scores: dict[ScoreKey, Score] = {}
         self.failures: set[ScoreKey] = set()
-        end = 0
-        if path.exists():
-            end = self._read()
-        try:
-            self._file = open(path, "ab")  # noqa: SIM115 - open for the life of the journal
-            self._file.truncate(end)
-        except OSError as error:
-            raise UserError(f"The journal {path} cannot be written ({one_line(error)}).") from error
+        self.end = self._read() if path.exists() else 0
 
     def _read(self) -> int:
         """Take over every score; return the size of what is intact (a torn last line is not)."""
@@ -129,14 +123,33 @@ class Journal:
             end = line.end
         return end
 
+
+class Journal(Records):
+    """Appends evaluations to a file, flushed line by line.
+
+    Args:
+        path: The file; its folder exists.
+
+    Raises:
+        UserError: If an existing file has a damaged line before its last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115 - open for the life of the journal
+            self._file.truncate(self.end)
+        except OSError as error:
+            raise UserError(f"The journal {path} cannot be written ({one_line(error)}).") from error
+
     def append(self, evaluation: Evaluation) -> None:
-        """Write one evaluation and flush; a failure that the file holds already is not repeated.
+        """Write one evaluation and flush; what the file held when it was opened is not repeated.
 
         Raises:
             UserError: If the disk is full or the file cannot be written.
         """
         key = (evaluation.design.key, evaluation.split, evaluation.score.images)
-        if evaluation.failed and key in self.failures:
+        if key in self.scores or (evaluation.failed and key in self.failures):
             return
         line = json.dumps(to_record(evaluation), allow_nan=False, separators=(",", ":"))
         try:

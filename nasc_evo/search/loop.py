@@ -24,6 +24,9 @@ STALL_GENERATIONS = 10
 """Generations without a new design after which a search ends."""
 
 
+NOTHING_NEW = "the algorithm finds no design that it has not in its population"
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """What a search leaves.
@@ -118,7 +121,8 @@ def run_search(
     """Search until the budget is spent.
 
     Args:
-        problem: What to solve; its evaluations of the search split are the result.
+        problem: What to solve; its evaluations of the search split are the result. Those it has
+            already are free.
         algorithm: A fresh pymoo algorithm, see :func:`create_algorithm`.
         budget: When to end; a number is one of evaluations.
         seed: Of every random choice of the algorithm.
@@ -131,6 +135,7 @@ def run_search(
     check_whole("seed", seed, 0)
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
+    free = {e.design.key for e in problem.search_evaluations()}
     used: dict[str, Evaluation] = {}
     quality, failures = Quality(problem, reference), Failures(budget.max_failed)
     generation = stalled = 0
@@ -140,12 +145,12 @@ def run_search(
             while len(used) < budget.n_eval:
                 population = algorithm.ask()
                 if population is None or len(population) == 0:
-                    reason = "the algorithm finds no design that it has not in its population"
+                    reason = getattr(algorithm, "ended", NOTHING_NEW)
                     break
                 generation += 1
                 X = np.array([individual.X for individual in population], dtype=np.int64)
                 before = len(used)
-                evaluations = _assess_within(problem, X, used, budget.n_eval)
+                evaluations = _assess_within(problem, X, used, free, budget.n_eval)
                 failures.add(list(islice(used.values(), before, None)))
                 on_generation(generation)
                 if any(e is None for e in evaluations):
@@ -165,7 +170,7 @@ def run_search(
         reason = f"the time of {budget.max_seconds:g} s is over"
     except KeyboardInterrupt as error:
         reason, interrupted = str(error) or "interrupted by the user", True
-    return SearchResult(_search_evaluations(problem), generation, reason, interrupted)
+    return SearchResult(problem.search_evaluations(), generation, reason, interrupted)
 
 
 class Quality:
@@ -241,22 +246,17 @@ def time_limit(problem: SplitProblem, seconds: float | None) -> Iterator[None]:
         problem.on_evaluation = outer
 
 
-def _search_evaluations(problem: SplitProblem) -> list[Evaluation]:
-    images = problem.evaluator.images
-    return [
-        evaluation
-        for (_, split, count), evaluation in problem.evaluations.items()
-        if split == "search" and count == images
-    ]
-
-
 def _assess_within(
-    problem: SplitProblem, X: np.ndarray, used: dict[str, Evaluation], n_eval: int
+    problem: SplitProblem,
+    X: np.ndarray,
+    used: dict[str, Evaluation],
+    free: set[str],
+    n_eval: int,
 ) -> list[Evaluation | None]:
     """Assess genomes, spending at most the rest of the budget on phenotypes new to this search."""
     evaluations = problem.assess(X, max_new=n_eval - len(used))
     for evaluation in evaluations:
-        if evaluation is not None:
+        if evaluation is not None and evaluation.design.key not in free:
             used.setdefault(evaluation.design.key, evaluation)
     return evaluations
 

@@ -5,7 +5,8 @@ genes as what they are: categories (operations, bits), an ordered cut, and a set
 Every child they produce is a genome of the space.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import moocore
@@ -22,6 +23,11 @@ from nasc_evo.errors import UserError
 from nasc_evo.space import Design, DesignBatch, SplitSpace
 
 CROSSOVERS = ("uniform", "two_point")
+ARCHITECTURE_RATE = 0.3
+"""Probability that a mutation draws another one where the architectures are a list."""
+MAX_TRIES = 10_000
+MAX_REMEMBERED_CUTS = 50_000
+"""Genomes whose best cuts are remembered."""
 CutCosts = Callable[[DesignBatch], tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Cost objectives `[P, m]` and sums of limit violations `[P]` of a decoded population."""
 
@@ -35,7 +41,8 @@ def for_space(
     bits_rate: float = 0.2,
     best_cut_rate: float = 0.0,
     cut_costs: CutCosts | None = None,
-    first: Design | None = None,
+    first: Sequence[Design] = (),
+    within: "Subspace | None" = None,
 ) -> dict[str, Any]:
     """Return fresh sampling, crossover, mutation and duplicate elimination for an algorithm.
 
@@ -50,15 +57,42 @@ def for_space(
         best_cut_rate: Probability that a genome moves to the best cuts for its architecture, mask
             and bits; needs `cut_costs`.
         cut_costs: Costs of the problem, :meth:`nasc_evo.problem.SplitProblem.cut_costs`.
-        first: A design to begin the initial population with.
+        first: Designs to begin the initial population with.
+        within: Architectures or a cut that every genome must have.
     """
+    within = within or Subspace()
     best_cuts = BestCuts(space, cut_costs, best_cut_rate)
     return {
-        "sampling": SplitSampling(space, first, best_cuts),
-        "crossover": SplitCrossover(space, crossover, crossover_rate),
-        "mutation": SplitMutation(space, cut_rate, bits_rate, best_cuts),
+        "sampling": SplitSampling(space, first, best_cuts, within),
+        "crossover": SplitCrossover(space, crossover, crossover_rate, within),
+        "mutation": SplitMutation(space, cut_rate, bits_rate, best_cuts, within),
         "eliminate_duplicates": PhenotypeDuplicates(space),
     }
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """A part of a space that operators stay within.
+
+    Attributes:
+        architectures: The only architectures allowed, `[n, n_arch]`; None for all.
+        cut: The only cut allowed, as a number of blocks; None for all.
+    """
+
+    architectures: NDArray[np.int64] | None = None
+    cut: int | None = None
+
+    def draw(
+        self, space: SplitSpace, X: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Move genomes into the part, in place, drawing an architecture for each."""
+        if self.architectures is not None:
+            X[:, : space.n_arch] = self.architectures[
+                rng.integers(len(self.architectures), size=len(X))
+            ]
+        if self.cut is not None:
+            X[:, space.cut_genes] = np.searchsorted(space.cut_choices, self.cut)
+        return X
 
 
 def check_rate(name: str, rate: float) -> None:
@@ -96,7 +130,7 @@ def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArr
     return X
 
 
-def keep_valid(space: SplitSpace, X: NDArray[np.int64]) -> NDArray[np.int64]:
+def keep_valid(space: SplitSpace, X: NDArray[np.integer]) -> NDArray[np.integer]:
     """Make cuts allowed ones and put empty masks on their most important group, in place."""
     X[:, space.cut_genes] = space.repair_cuts(X[:, space.cut_genes])
     cuts = space.cut_choices[X[:, space.cut_genes]]
@@ -105,6 +139,13 @@ def keep_valid(space: SplitSpace, X: NDArray[np.int64]) -> NDArray[np.int64]:
         empty = np.flatnonzero(used.any(axis=1) & ~((X[:, genes] > 0) & used).any(axis=1))
         X[empty, genes[space.importance[cuts[empty, k], 0]]] = 1
     return X
+
+
+def phenotypes(batch: DesignBatch) -> list[bytes]:
+    """Return what identifies the phenotype of each design of a decoded population."""
+    parts = (batch.ops, batch.cuts, batch.masks.reshape(len(batch), -1), batch.bits)
+    rows = np.ascontiguousarray(np.concatenate(parts, axis=1).astype(np.int16))
+    return [row.tobytes() for row in rows]
 
 
 class BestCuts:
@@ -130,6 +171,7 @@ class BestCuts:
         self.space = space
         self.costs = costs
         self.rate = rate
+        self._best: dict[bytes, NDArray[np.int64]] = {}
 
     def __call__(self, X: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return `X` `[P, n_var]` with some rows moved; draws nothing at rate 0."""
@@ -138,30 +180,51 @@ class BestCuts:
         moved = np.flatnonzero(rng.random(len(X)) < self.rate)
         if not len(moved):
             return X
+        bare = X[moved]
+        bare[:, self.space.cut_genes] = 0
+        keys = [x.tobytes() for x in bare]
+        self._look_up(keys, bare)
+        for row, key in zip(moved, keys, strict=True):
+            best = self._best[key]
+            X[row, self.space.cut_genes] = self.space.cut_vectors[best[rng.integers(len(best))]]
+        X[moved] = keep_valid(self.space, X[moved])
+        return X
+
+    def _look_up(self, keys: list[bytes], bare: NDArray[np.int64]) -> None:
+        """Find the best cuts of genomes that were not asked for before."""
+        if len(self._best) > MAX_REMEMBERED_CUTS:
+            self._best.clear()
+        new = {key: row for row, key in enumerate(keys) if key not in self._best}
+        if not new:
+            return
         vectors = self.space.cut_vectors
         n = len(vectors)
-        tried = np.repeat(X[moved], n, axis=0)
-        tried[:, self.space.cut_genes] = np.tile(vectors, (len(moved), 1))
+        tried = np.repeat(bare[list(new.values())], n, axis=0)
+        tried[:, self.space.cut_genes] = np.tile(vectors, (len(new), 1))
         keep_valid(self.space, tried)
-        objectives, violations = self.costs(self.space.decode_batch(tried))
-        for i, row in enumerate(moved):
+        objectives, violations = self.costs(self.space.decode_batch(tried))  # type: ignore[misc]
+        for i, key in enumerate(new):
             mine = slice(i * n, (i + 1) * n)
             allowed = np.flatnonzero(violations[mine] == violations[mine].min())
-            best = allowed[moocore.is_nondominated(objectives[mine][allowed], keep_weakly=False)]
-            X[row] = tried[mine][best[rng.integers(len(best))]]
-        return X
+            front = moocore.is_nondominated(objectives[mine][allowed], keep_weakly=False)
+            self._best[key] = allowed[front]
 
 
 class SplitSampling(Sampling):
     """Random genomes of a space, see :func:`random_genomes`."""
 
     def __init__(
-        self, space: SplitSpace, first: Design | None = None, best_cuts: BestCuts | None = None
+        self,
+        space: SplitSpace,
+        first: Sequence[Design] = (),
+        best_cuts: BestCuts | None = None,
+        within: Subspace | None = None,
     ) -> None:
         super().__init__()
         self.space = space
         self.first = first
         self.best_cuts = best_cuts
+        self.within = within or Subspace()
 
     def _do(
         self,
@@ -172,10 +235,11 @@ class SplitSampling(Sampling):
         **kwargs: Any,
     ) -> NDArray[np.int64]:
         X = random_genomes(self.space, n_samples, random_state)
+        keep_valid(self.space, self.within.draw(self.space, X, random_state))
         if self.best_cuts is not None:
             X = self.best_cuts(X, random_state)
-        if self.first is not None and n_samples > 0:
-            X[0] = self.space.encode(self.first)
+        for row, design in enumerate(self.first[:n_samples]):
+            X[row] = self.space.encode(design)
         return X
 
 
@@ -186,7 +250,13 @@ class SplitCrossover(Crossover):
     bits gene.
     """
 
-    def __init__(self, space: SplitSpace, kind: str = "uniform", rate: float = 0.9) -> None:
+    def __init__(
+        self,
+        space: SplitSpace,
+        kind: str = "uniform",
+        rate: float = 0.9,
+        within: Subspace | None = None,
+    ) -> None:
         check_rate("crossover_rate", rate)
         super().__init__(2, 2, prob=rate)
         if kind not in CROSSOVERS:
@@ -194,6 +264,8 @@ class SplitCrossover(Crossover):
         self.space = space
         self.kind = kind
         self.unit = np.arange(space.n_var)
+        if within is not None and within.architectures is not None:
+            self.unit[: space.n_arch] = 0  # listed architectures stay whole
         for cut, genes in zip(space.cut_genes, space.mask_genes, strict=True):
             self.unit[genes] = self.unit[cut]
         self.unit = np.unique(self.unit, return_inverse=True)[1]
@@ -234,6 +306,7 @@ class SplitMutation(Mutation):
         cut_rate: float = 0.3,
         bits_rate: float = 0.2,
         best_cuts: BestCuts | None = None,
+        within: Subspace | None = None,
     ) -> None:
         super().__init__(prob=1.0)
         check_rate("cut_rate", cut_rate)
@@ -242,6 +315,7 @@ class SplitMutation(Mutation):
         self.cut_rate = cut_rate
         self.bits_rate = bits_rate
         self.best_cuts = best_cuts
+        self.within = within or Subspace()
 
     def _do(
         self,
@@ -254,17 +328,23 @@ class SplitMutation(Mutation):
         children = X.astype(np.int64)
         for child in children:
             parent = child.copy()
-            while np.array_equal(child, parent):
+            for _ in range(MAX_TRIES):  # rates may leave nothing that can change
                 self._mutate(child, random_state)
                 keep_valid(self.space, child[None])
+                if not np.array_equal(child, parent):
+                    break
         return children if self.best_cuts is None else self.best_cuts(children, random_state)
 
     def _mutate(self, x: NDArray[np.int64], rng: np.random.Generator) -> None:
         space = self.space
-        genes = np.flatnonzero(rng.random(space.n_arch) < 1 / space.n_arch)
-        x[genes] = (x[genes] + rng.integers(1, space.sizes[genes])) % space.sizes[genes]
+        allowed = self.within.architectures
+        if allowed is None:
+            genes = np.flatnonzero(rng.random(space.n_arch) < 1 / space.n_arch)
+            x[genes] = (x[genes] + rng.integers(1, space.sizes[genes])) % space.sizes[genes]
+        elif rng.random() < ARCHITECTURE_RATE:
+            x[: space.n_arch] = allowed[rng.integers(len(allowed))]
         for link, (cut, mask) in enumerate(zip(space.cut_genes, space.mask_genes, strict=True)):
-            if rng.random() < self.cut_rate:
+            if self.within.cut is None and rng.random() < self.cut_rate:
                 step = x[cut] + rng.choice((-1, 1))
                 x[cut] = np.clip(step, 0, space.sizes[cut] - 1)
             if space.n_mask:
@@ -283,9 +363,9 @@ class PhenotypeDuplicates(DuplicateElimination):
         super().__init__()
         self.space = space
 
-    def _keys(self, population: Population) -> list[str]:
+    def _keys(self, population: Population) -> list[bytes]:
         X = np.array([individual.X for individual in population], dtype=np.int64)
-        return [design.key for design in self.space.designs(self.space.decode_batch(X))]
+        return phenotypes(self.space.decode_batch(X))
 
     def _do(
         self, pop: Population, other: Population | None, is_duplicate: NDArray[np.bool_]

@@ -86,6 +86,19 @@ class ArchitectureSpace(ABC):
         """Return the row in :attr:`architectures` of each of `ops` `[P, n_genes]`, shape `[P]`."""
         raise NotImplementedError(f"the architectures of {self.name} have no official order")
 
+    def descriptors(self, ops: IntArray) -> NDArray[np.float64]:
+        """Return numbers about 0..1 that say how networks are built, `[P, any]`.
+
+        For predictors of accuracy, beside the genes: what matters about a network but is hard to
+        see gene by gene. Networks that compute the same have the same descriptors.
+        """
+        return np.empty((len(ops), 0))
+
+    @property
+    @abstractmethod
+    def hand_designed(self) -> IntArray:
+        """Genes of a network that people designed, or the nearest the space has, `[n_genes]`."""
+
     @abstractmethod
     def format(self, ops: IntArray) -> str:
         """Return the text form of one architecture, `[n_genes]`."""

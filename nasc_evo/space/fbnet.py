@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace, IntArray, Position
@@ -141,6 +142,21 @@ class FBNetSpace(ArchitectureSpace):
         codes = np.zeros((len(ops), len(self.positions)), dtype=np.int64)
         codes[:, 1 : 1 + self.n_genes] = ops
         return codes
+
+    def descriptors(self, ops: IntArray) -> NDArray[np.float64]:
+        """Return for each stage the share of its layers and of their expansion that are there."""
+        widths = np.array([0 if name == "skip" else conv_op(name).expansion for name in OPS])
+        expansion = widths[np.asarray(ops)]
+        starts = np.cumsum((0, *STAGE_LAYERS[:-1]))
+        layers = np.array(STAGE_LAYERS)
+        depth = np.add.reduceat(expansion > 0, starts, axis=1) / layers
+        width = np.add.reduceat(expansion, starts, axis=1) / (widths.max() * layers)
+        return np.column_stack([depth, width])
+
+    @property
+    def hand_designed(self) -> IntArray:
+        """Return MobileNetV2-like blocks: kernel 3 and expansion 6 everywhere."""
+        return np.full(self.n_genes, OPS.index("k3_e6"))
 
     def format(self, ops: IntArray) -> str:
         """Return the operations joined by `|`, such as `k3_e6|skip|...`."""

@@ -19,6 +19,8 @@ OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV_1X1, CONV_3X3, POOL = range(5)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """`(from, to)` of the six edges, in the order of the official strings."""
+PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
+"""Edges of the four ways from the input of a cell to its output."""
 N_NODES = 4
 STAGE_CHANNELS = (16, 32, 64)
 STAGE_SIZES = (32, 16, 8)
@@ -133,6 +135,42 @@ class NASBench201Space(ArchitectureSpace):
         codes = np.zeros((len(ops), len(self.positions)), dtype=np.int64)
         codes[:, self._edge_positions] = np.where(removed, NONE, ops)[:, None, :]
         return codes
+
+    def descriptors(self, ops: IntArray) -> NDArray[np.float64]:
+        """Return what the paths through the cell are like, whatever their order, `[P, 13]`.
+
+        How many are alive, mere skips or have pooling; the convolutions on each path from the
+        strongest to the weakest; and sums and maxima of these (path encodings as in BANANAS, White
+        et al. 2021, but blind to the order of paths).
+        """
+        ops = self.canonical(ops)
+        on_path = [ops[:, list(edges)] for edges in PATHS]
+        alive = np.column_stack([(path != NONE).all(axis=1) for path in on_path])
+        wide, narrow, pools = (
+            np.column_stack([(path == op).sum(axis=1) for path in on_path]) * alive
+            for op in (CONV_3X3, CONV_1X1, POOL)
+        )
+        convs = wide + narrow
+        skips = alive & (convs == 0) & (pools == 0)
+        strength = -np.sort(-np.where(alive, wide + 0.5 * narrow + 0.1, 0.0), axis=1)
+        columns = [
+            alive.sum(axis=1) / 4,
+            *(strength / 3).T,
+            skips.sum(axis=1) / 2,
+            skips.any(axis=1),
+            (pools > 0).sum(axis=1) / 4,
+            ((pools > 0) & (convs == 0)).sum(axis=1) / 2,
+            wide.sum(axis=1) / 6,
+            narrow.sum(axis=1) / 6,
+            convs.max(axis=1) / 3,
+            wide.max(axis=1) / 3,
+        ]
+        return np.column_stack(columns).astype(float)
+
+    @property
+    def hand_designed(self) -> IntArray:
+        """Return a residual cell: three 3x3 convolutions in a row beside a skip (like ResNet)."""
+        return np.array([CONV_3X3, NONE, CONV_3X3, SKIP, NONE, CONV_3X3])
 
     def format(self, ops: IntArray) -> str:
         """Return the official string, such as `|skip_connect~0|+|none~0|none~1|+|...`."""

@@ -161,7 +161,8 @@ class SupernetEvaluator:
         return self.dataset.digest(self.dataset.split("search"))
 
     @cached_property
-    def _supernet(self) -> Supernet:
+    def supernet(self) -> Supernet:
+        """The network whose weights candidates inherit."""
         supernet = load_supernet(self.space, self.dataset, self.weights)
         return supernet.to(self.device)
 
@@ -221,4 +222,4 @@ class SupernetEvaluator:
             if mask and not relayed:
                 channels = self.space.cut_shapes[cut][0]
                 transmissions.append((cut, channel_mask(mask, channels).to(x.device), bits))
-        return self._supernet(x, design.ops, unit, transmissions)
+        return self.supernet(x, design.ops, unit, transmissions)

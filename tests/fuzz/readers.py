@@ -28,12 +28,14 @@ from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_npz
 from nasc_evo.errors import UserError
+from nasc_evo.experiment import SEARCHES, read_searches
 from nasc_evo.measurement import journal as measurement_journal
 from nasc_evo.report.files import read_truth
 from nasc_evo.search.final import COLUMNS
 from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.journal import Journal
+from nasc_evo.search.warm_start import read_warm_start
 from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
 from nasc_evo.supernet import weights
 from nasc_evo.tabular import TABLES as ACCURACY_TABLES
@@ -408,6 +410,48 @@ def read_repicked_run(folder: Path) -> Any:
 
 
 @cache
+def warm_start() -> Files:
+    key = f"{'|'.join(['skip'] * 22)};5;10101010;8"
+    record = json.loads(journal()[JOURNAL].splitlines()[0]) | {"key": key}
+    document = {
+        "format": "nasc_evo run 1",
+        "identity": {"problem": fbnet_problem().describe()},
+    }
+    return {
+        MANIFEST: json.dumps(document).encode(),
+        JOURNAL: json.dumps(record).encode() + b"\n" + journal()[JOURNAL],
+    }
+
+
+def read_warm_start_files(folder: Path) -> Any:
+    read = read_warm_start(folder, fbnet_problem())
+    return read.X.tolist(), read.sha256
+
+
+@cache
+def searches() -> Files:
+    lines = [
+        {
+            "setting": "pixel3-wifi-raw",
+            "method": "random",
+            "seed": seed,
+            "evaluations": 40,
+            "seconds": 1.5,
+            "curve": [0.0, 0.25],
+            "front": [[0.5, 4.0, 1.0, 2.0, 1.0, "2", "key"]],
+        }
+        for seed in range(3)
+    ]
+    return {SEARCHES: b"".join(json.dumps(line).encode() + b"\n" for line in lines)}
+
+
+SEARCH_LINE = Document(
+    lambda content: json.loads(content.splitlines()[1]),
+    lambda tree: searches()[SEARCHES] + json.dumps(tree).encode() + b"\n",
+)
+
+
+@cache
 def truth() -> Files:
     file = io.StringIO()
     rows = csv.DictWriter(file, COLUMNS, restval="1", lineterminator="\n")
@@ -521,6 +565,10 @@ READERS = {
     "nats_bench": Reader(nats_bench, read_nats_bench, layers=(BZ2,), document=BZ2_PICKLE),
     "journal": Reader(journal, read_journal, document=JOURNAL_LINE),
     "samples": Reader(samples, read_samples, document=SAMPLES_LINE),
+    "warm_start": Reader(warm_start, read_warm_start_files, document=JSON),
+    "searches": Reader(
+        searches, lambda folder: read_searches(folder / SEARCHES), document=SEARCH_LINE
+    ),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
     "configuration": Reader(configuration, read_configuration, step=10),
     "repicked_run": Reader(

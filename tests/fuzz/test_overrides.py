@@ -25,6 +25,7 @@ OPTIONS = (
         "seed",
         "rescore",
         "truth",
+        "warm_start",
         "limits",
         "limits.error",
         "limits.latency_ms",

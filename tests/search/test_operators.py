@@ -111,7 +111,7 @@ def test_duplicates_are_those_of_the_phenotype():
 def test_the_fastest_design_begins_the_population():
     problem = FBNetSplit(evaluator=FAST)
     fastest = problem.fastest_design()
-    sampling = SplitSampling(problem.space, fastest)
+    sampling = SplitSampling(problem.space, [fastest])
     X = sampling._do(None, 5, random_state=np.random.default_rng(0))
     assert problem.space.decode(X[0]) == fastest
 
@@ -199,7 +199,9 @@ def test_defaults_depend_on_whether_the_error_depends_on_the_cut():
     assert rates(quantised) == (40, 0.9, 0)
     lossless = SplitProblem(problem.space, problem.chain, problem.evaluator, lossless=True)
     assert rates(lossless) == (20, 0.15, 0.9)
-    assert algorithm_options(lossless, "random")["best_cut_rate"] == 0
+    assert algorithm_options(lossless, "random") == {"pop_size": 40}
+    assert algorithm_options(problem, "surrogate")["best_cut_rate"] == 0.5
+    assert algorithm_options(lossless, "surrogate")["best_cut_rate"] == 1
     given = {"pop_size": 8, "crossover_rate": 0.5, "best_cut_rate": 0.2}
     assert rates(problem, given) == rates(lossless, given) == (8, 0.5, 0.2)
 
