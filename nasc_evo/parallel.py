@@ -317,24 +317,24 @@ class RayPool:
     def run(
         self, tasks: Sequence[Any], function: Callable[[Any], Any] = score_task
     ) -> Iterator[tuple[int, Any]]:
-        """Yield outcomes as tasks end."""
+        """Yield outcomes as tasks end.
+
+        Tasks that are left when a caller stops early end with this pool: cancelling one that has
+        just ended can crash Ray.
+        """
         import ray
 
         remote = self._remote(function)
         index = {remote.remote(task): i for i, task in enumerate(tasks)}
         waiting = list(index)
-        try:
-            while waiting:
-                (ended, *_), waiting = ray.wait(waiting)
-                try:
-                    yield index[ended], ray.get(ended)
-                except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
-                    yield index[ended], WorkerDiedError(one_line(error))
-                except ray.exceptions.RayTaskError as error:
-                    yield index[ended], error.cause
-        finally:
-            for task in waiting:
-                ray.cancel(task)
+        while waiting:
+            (ended, *_), waiting = ray.wait(waiting)
+            try:
+                yield index[ended], ray.get(ended)
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+                yield index[ended], WorkerDiedError(one_line(error))
+            except ray.exceptions.RayTaskError as error:
+                yield index[ended], error.cause
 
     def close(self) -> None:
         """Leave the cluster, and end it if this pool started it."""

@@ -185,11 +185,10 @@ def test_results_do_not_depend_on_the_workers(pool, survived):
 
 def test_workers_end_with_their_parent(tmp_path, survived):
     script = (
-        "from nasc_evo.parallel import LokyPool, Task\n"
+        "from nasc_evo.parallel import LokyPool\n"
         "import os, time\n"
         "pool = LokyPool(2)\n"
-        "list(pool.run([]))\n"
-        "print(pool._executor.submit(os.getpid).result(), flush=True)\n"
+        "print(pool._processes().submit(os.getpid).result(), flush=True)\n"
         "time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -36,7 +36,7 @@ def test_head_and_tail_equal_the_whole_network_at_every_cut(evaluator):
         calibration = Calibration()
         evaluator.logits(design(OPS, 24), evaluator._calibration, calibration)
         whole = evaluator.logits(design(OPS, 24), x, calibration.folded())
-        blocks = evaluator._supernet.blocks(OPS)
+        blocks = evaluator.supernet.blocks(OPS)
         for cut in range(1, 24):
             unit = calibration.folded()
             sent = x
@@ -60,7 +60,7 @@ def test_a_masked_design_is_the_network_with_zeroed_channels(evaluator, cut):
         evaluator.logits(masked, evaluator._calibration, calibration)
         got = evaluator.logits(masked, x, calibration.folded())
         unit = calibration.folded()
-        blocks = evaluator._supernet.blocks(OPS)
+        blocks = evaluator.supernet.blocks(OPS)
         y = x
         for block in blocks[:cut]:
             y = block(y, unit)
@@ -117,7 +117,7 @@ def test_outputs_that_are_not_finite_are_a_failure_not_a_number(evaluator):
     broken = SupernetEvaluator(
         SPACE, evaluator.dataset, images=64, calibration_images=32, dtype="float32"
     )
-    broken._supernet.classifier_bias.fill_(float("nan"))
+    broken.supernet.classifier_bias.fill_(float("nan"))
     ((_, score),) = score_each(broken, [design(OPS, 24)], "search", 64)
     assert score.correct is None
     assert "not finite" in score.message
