@@ -77,9 +77,9 @@ class Piece:
             x = x.contiguous(memory_format=torch.channels_last)
         convs: list[FoldedConv] = []
 
-        def record(value: Tensor, conv: ConvNorm) -> Tensor:
+        def record(value: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
             convs.append(fold(conv))
-            return convs[-1](value)
+            return convs[-1](value, plus)
 
         with torch.inference_mode():
             y = run_blocks(self.blocks, x, record)
@@ -107,9 +107,9 @@ class Deployed:
         waiting = iter(self.convs)
         packed: list[FoldedConv] = []
 
-        def pack(value: Tensor, conv: ConvNorm) -> Tensor:
-            packed.append(next(waiting).packed(value))
-            return packed[-1](value)
+        def pack(value: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
+            packed.append(next(waiting).packed(value.shape))
+            return packed[-1](value, plus)
 
         def run() -> Tensor:
             return run_blocks(self.blocks, self.x, Folded(packed))

@@ -1,15 +1,15 @@
 """Blocks of a supernet, independent of how batch norm gets its statistics.
 
-A block runs its convolutions through a *unit*, a function `unit(x, conv) -> y` for convolution,
-batch norm and activation. Three units serve training, calibration and evaluation, so that one
-description of a block serves all three:
+A block runs its convolutions through a *unit*, a function `unit(x, conv, plus=None) -> y` for
+convolution, batch norm, activation and the addition of another tensor. Three units serve training,
+calibration and evaluation, so that one description of a block serves all three:
 
 - :func:`batch_norm_unit` normalises by the statistics of the batch (training);
 - :class:`Calibration` does the same and keeps each convolution with its norm folded in;
 - :class:`Folded` replays those folded convolutions on other images.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -41,7 +41,11 @@ class ConvNorm(NamedTuple):
     relu: bool = True
 
 
-Unit = Callable[[Tensor, ConvNorm], Tensor]
+class Unit(Protocol):
+    """How convolutions are normalised."""
+
+    def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None, /) -> Tensor:
+        """Convolve `x` `[N, C, H, W]`, normalise, activate; add `plus` where `conv.relu` is off."""
 
 
 class Block(Protocol):
@@ -81,12 +85,17 @@ def _pooling_tensors(
     return weights, (1 / neighbours).to(dtype)
 
 
-def batch_norm_unit(x: Tensor, conv: ConvNorm) -> Tensor:
+def batch_norm_unit(x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
     """Convolution, norm by the batch's own statistics, activation; keeps the gradient."""
     y = F.batch_norm(
         convolve(x, conv), None, None, conv.gamma, conv.beta, training=True, eps=NORM_EPS
     )
-    return F.relu(y) if conv.relu else y
+    return F.relu(y) if conv.relu else add(y, plus)
+
+
+def add(y: Tensor, plus: Tensor | None) -> Tensor:
+    """Return `y`, with `plus` added if there is one."""
+    return y if plus is None else y + plus
 
 
 class FoldedConv(NamedTuple):
@@ -98,34 +107,27 @@ class FoldedConv(NamedTuple):
     groups: int
     relu: bool
 
-    def packed(self, x: Tensor) -> "FoldedConv":
-        """Return it with weights in oneDNN's own layout for inputs like `x`, where that runs."""
-        if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    def packed(self, shape: Sequence[int]) -> "FoldedConv":
+        """Return it with weights in oneDNN's own layout for inputs of a shape, where that runs."""
+        if self.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return self
         weight = torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight, *self._geometry(), self.groups, list(x.shape)
+            self.weight, *self._geometry(), self.groups, list(shape)
         )
         return self._replace(weight=weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Convolve and activate; in one pass over memory where the weights are packed."""
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
-        if self.weight.is_mkldnn:
+        if not self.weight.is_mkldnn:
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+            return y.relu_() if self.relu else add(y, plus)
+        how = (self.weight, self.bias, padding, stride, dilation, self.groups)
+        if plus is None:
             activation = "relu" if self.relu else "none"
-            return torch.ops.mkldnn._convolution_pointwise(
-                x,
-                self.weight,
-                self.bias,
-                padding,
-                stride,
-                dilation,
-                self.groups,
-                activation,
-                [],
-                "",
-            )
-        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
-        return y.relu_() if self.relu else y
+            return torch.ops.mkldnn._convolution_pointwise(x, *how, activation, [], "")
+        add_fused = torch.ops.mkldnn._convolution_pointwise.binary
+        return add_fused(x, plus, *how, "add", 1.0, None, [], None)
 
     def _geometry(self) -> tuple[list[int], list[int], list[int]]:
         """Return 'same' padding for odd kernels, stride and dilation."""
@@ -137,13 +139,20 @@ class Calibration:
 
     Run a network once on calibration images; :meth:`folded` then evaluates the same network on
     any images with those statistics.
+
+    Attributes:
+        convs: The recorded convolutions.
+        shapes: What each of them was given, `[N, C, H, W]`.
+        image_bytes: Size of the largest input or output of a convolution, for one image.
     """
 
     def __init__(self) -> None:
         self.convs: list[FoldedConv] = []
+        self.shapes: list[torch.Size] = []
+        self.image_bytes = 0
 
-    def __call__(self, x: Tensor, conv: ConvNorm) -> Tensor:
-        """Convolve, normalise by the batch, record, activate."""
+    def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
+        """Convolve, normalise by the batch, record, activate, add."""
         y, mean, invstd = torch.native_batch_norm(
             convolve(x, conv), conv.gamma, conv.beta, None, None, True, 0.0, NORM_EPS
         )
@@ -155,23 +164,31 @@ class Calibration:
             groups=conv.groups,
             relu=conv.relu,
         )
-        self.convs.append(folded.packed(x))
-        return y.relu_() if conv.relu else y
+        self.convs.append(folded)
+        self.shapes.append(x.shape)
+        self.image_bytes = max(self.image_bytes, x[0].nbytes, y[0].nbytes)
+        return y.relu_() if conv.relu else add(y, plus)
 
-    def folded(self) -> "Folded":
-        """Return a unit that replays the recorded convolutions once, in order."""
-        return Folded(self.convs)
+    def folded(self, images: int | None = None) -> "Folded":
+        """Return a unit that replays the recorded convolutions once, in order.
+
+        Args:
+            images: How many are to run at a time; None for as many as were calibrated on.
+        """
+        pairs = zip(self.convs, self.shapes, strict=True)
+        return Folded([conv.packed((images or n, *shape)) for conv, (n, *shape) in pairs])
 
 
 class Folded:
     """A unit that replays recorded convolutions in the order in which they were recorded."""
 
-    def __init__(self, convs: list[FoldedConv]) -> None:
-        self._convs = iter(convs)
+    def __init__(self, convs: Sequence[FoldedConv]) -> None:
+        self.convs = convs
+        self._waiting = iter(convs)
 
-    def __call__(self, x: Tensor, conv: ConvNorm) -> Tensor:
+    def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
         """Run the next recorded convolution; `conv` is the one it was recorded from."""
-        return next(self._convs)(x)
+        return next(self._waiting)(x, plus)
 
 
 @dataclass(frozen=True)
@@ -184,9 +201,11 @@ class ConvBlock:
     def __call__(self, x: Tensor, unit: Unit) -> Tensor:
         """Run the block."""
         y = x
-        for conv in self.convs:
+        for conv in self.convs[:-1]:
             y = unit(y, conv)
-        return y + x if self.residual else y
+        if not self.convs:
+            return x
+        return unit(y, self.convs[-1], x if self.residual else None)
 
 
 @dataclass(frozen=True)
@@ -230,21 +249,18 @@ class CellBlock:
         nodes = {0: x}
         activated: dict[int, Tensor] = {}
         for node in range(1, self.n_nodes):
-            values = []
-            for edge in self.edges:
-                if edge.target != node:
-                    continue
+            edges = [edge for edge in self.edges if edge.target == node]
+            total: Tensor | None = None
+            for edge in sorted(edges, key=lambda edge: edge.conv is not None):
                 value = nodes[edge.source]
                 if edge.conv is not None:
                     if edge.source not in activated:
                         activated[edge.source] = F.relu(value)
-                    value = unit(activated[edge.source], edge.conv)
-                elif edge.pool:
-                    value = average_pool(value)
-                values.append(value)
-            if values:
-                total = sum(values[1:], values[0])
-                nodes[node] = total / len(values) if self.mean and len(values) > 1 else total
+                    total = unit(activated[edge.source], edge.conv, total)
+                else:
+                    total = add(average_pool(value) if edge.pool else value, total)
+            if total is not None:
+                nodes[node] = total / len(edges) if self.mean and len(edges) > 1 else total
         output = nodes.get(self.n_nodes - 1)
         return x * 0 if output is None else output
 
@@ -308,3 +324,41 @@ class HeadBlock:
         for part in self.parts:
             x = part(x, unit)
         return x
+
+
+@dataclass(frozen=True)
+class FoldedBlock:
+    """A block whose norms are folded; what deployment runs.
+
+    Attributes:
+        block: The block.
+        convs: Its convolutions, in the order in which they run.
+        tile: How many images are best run at a time.
+    """
+
+    block: Block
+    convs: Sequence[FoldedConv]
+    tile: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the block on `x` `[N, C, H, W]`."""
+        return self.block(x, Folded(self.convs))
+
+
+def fold_block(
+    block: Block, x: Tensor, tile_bytes: int, max_tile: int
+) -> tuple[FoldedBlock, Tensor]:
+    """Return a block with norms folded by the statistics of `x`, and its output for `x`.
+
+    Args:
+        block: The block.
+        x: Calibration images as they enter it.
+        tile_bytes: Size up to which the largest tensor within the block may grow.
+        max_tile: Images that a tile has at most, a power of two.
+    """
+    calibration = Calibration()
+    y = block(x, calibration)
+    tile = max_tile
+    while tile > 1 and tile * calibration.image_bytes > tile_bytes:
+        tile //= 2
+    return FoldedBlock(block, calibration.folded(tile).convs, tile), y

@@ -3,13 +3,16 @@
 A candidate takes its weights from the supernet. Its batch-norm statistics, which belong to its
 own path, cut, mask and bits, come from one pass over fixed calibration images of the training
 split; they are folded into its convolutions, and the folded network - the one that would be
-deployed - is scored. The result depends on weights, images, phenotype and *numerics* alone.
+deployed - is scored. The result depends on weights, images, phenotype and *numerics* alone: what
+candidates have in common, from the first block to where they begin to differ, is computed once,
+and is what it would have been for each alone. See `docs/evaluation.md`.
 """
 
 import contextlib
 import ctypes
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,14 +23,19 @@ from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
-from nasc_evo.supernet.blocks import Calibration, Unit
+from nasc_evo.supernet.blocks import FoldedBlock, fold_block
 from nasc_evo.supernet.inputs import to_input
 from nasc_evo.supernet.model import Supernet
+from nasc_evo.supernet.prefixes import Images, Path, PrefixCache, retiled, shared_prefixes
 from nasc_evo.supernet.score import Score
-from nasc_evo.supernet.transmission import channel_mask
+from nasc_evo.supernet.transmission import channel_mask, transmit
 from nasc_evo.supernet.weights import file_sha256, find_weights, load_supernet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TILE_KB = {"cpu": 3072, "cuda": 2**20}
+"""Size up to which the largest tensor within a block grows, by processor."""
+SLAB_IMAGES = {"cpu": 128, "cuda": 4096}
+"""Images that go through a network together, by processor; powers of two."""
 
 
 def has_native_bfloat16() -> bool:
@@ -61,7 +69,10 @@ class SupernetEvaluator:
         images: How many images of the search split a search uses, or `"full"`.
         calibration_images: How many training images give batch norm its statistics.
         dtype: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the processor has it.
-        chunk: Images evaluated at a time.
+        tile_kb: Size in kB up to which the largest tensor within a block may grow: as many images
+            go through a block at a time. None is what suits caches of most processors, 3 MB.
+        memory_mb: Size of all tensors kept for candidates that begin alike; 0 keeps none. Has no
+            effect on a result.
         threads: Threads of torch.
         processor: `"cpu"` or a torch device such as `"cuda"`.
         weights: Weight file; by default the one that ships for space and data set.
@@ -78,18 +89,22 @@ class SupernetEvaluator:
         images: int | str = 512,
         calibration_images: int = 128,
         dtype: str = "auto",
-        chunk: int = 32,
+        tile_kb: int | None = None,
+        memory_mb: int = 512,
         threads: int = 2,
         processor: str = "cpu",
         weights: str | os.PathLike[str] | None = None,
     ) -> None:
-        for name, value in (
-            ("calibration_images", calibration_images),
-            ("chunk", chunk),
-            ("threads", threads),
+        for name, value, lowest in (
+            ("calibration_images", calibration_images, 1),
+            ("tile_kb", 1 if tile_kb is None else tile_kb, 1),
+            ("memory_mb", memory_mb, 0),
+            ("threads", threads, 1),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"evaluator.{name} must be a positive whole number, got {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+                raise UserError(
+                    f"evaluator.{name} must be a whole number of at least {lowest}, got {value!r}."
+                )
         whole = isinstance(images, int) and not isinstance(images, bool)
         if images != "full" and not (whole and images >= 1):  # type: ignore[operator]
             raise UserError(
@@ -111,7 +126,9 @@ class SupernetEvaluator:
         self.dataset = dataset
         self.calibration_images = calibration_images
         self.dtype = dtype
-        self.chunk = chunk
+        self.tile_kb = TILE_KB[self.device.type] if tile_kb is None else tile_kb
+        self._prefixes = PrefixCache(memory_mb * 2**20)
+        self._scored: tuple[str, int] | None = None
         self.threads = threads
         self.weights = find_weights(space, dataset, weights)
         if self.device.type == "cpu":
@@ -145,7 +162,7 @@ class SupernetEvaluator:
             "numerics": {
                 "dtype": self.dtype,
                 "statistics": f"calibration on {self.calibration_images} training images",
-                "chunk": self.chunk,
+                "tile_kb": self.tile_kb,
                 "threads": self.threads,
                 "processor": self.device.type,
                 "backend": "torch eager, folded convolutions (by oneDNN on a CPU), channels_last",
@@ -189,37 +206,94 @@ class SupernetEvaluator:
         if not 1 <= images <= available:
             raise UserError(f"images must be in 1..{available} for {split}, got {images}.")
         torch.set_num_threads(self.threads)
-        for index, design in enumerate(designs):
-            yield index, self.score(design, split, images)
+        if self._scored != (split, images):  # what is kept is of other images
+            self._scored = split, images
+            self._prefixes.clear()
+        paths = [self._path(design) for design in designs]
+        order = sorted(range(len(designs)), key=paths.__getitem__)
+        shared = shared_prefixes(paths[index] for index in order)
+        for index in order:
+            yield index, self._score(designs[index], paths[index], split, images, shared)
+
+    def _path(self, design: Design) -> Path:
+        """Return what a design does to images, a step a block: transmit there, run the block."""
+        sent = transmissions(design)
+        genes = enumerate(self.supernet.block_genes(design.ops))
+        return tuple((sent.get(block, ()), of_block) for block, of_block in genes)
 
     @torch.inference_mode()
-    def score(self, design: Design, split: str, images: int) -> Score:
+    def _score(
+        self, design: Design, path: Path, split: str, images: int, shared: Collection[Path]
+    ) -> Score:
         """Score one design on the first `images` images of a split.
 
         Raises:
             FloatingPointError: If the network's outputs are not finite.
         """
-        calibration = Calibration()
-        self.logits(design, self._calibration, calibration)
-        x, y = self._split(split)
+        x, y = (part[:images] for part in self._split(split))
+        slab = SLAB_IMAGES[self.device.type]
+        begun, start = self._prefixes.longest(path)
+        start = start or Images(self._calibration, [[part] for part in x.split(slab)])
+        sent = {
+            cut: (channel_mask(mask, self.space.cut_shapes[cut][0]).to(self.device), bits)
+            for cut, (mask, bits) in transmissions(design).items()
+        }
+        wanted = self._worth_keeping(path, images, shared)
+        kept: dict[int, Images] = {}
+        blocks: list[FoldedBlock] = []
+        calibration = start.calibration
+        for index, block in enumerate(self.supernet.blocks(design.ops)[begun:], begun):
+            if index in sent:
+                calibration = transmit(calibration, *sent[index])
+            folded, calibration = fold_block(block, calibration, self.tile_kb * 1024, slab)
+            blocks.append(folded)
+            if index + 1 in wanted:
+                kept[index + 1] = Images(calibration, [])
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        for start in range(0, images, self.chunk):
-            chunk = slice(start, min(start + self.chunk, images))
-            logits = self.logits(design, x[chunk], calibration.folded())
-            correct += (logits.argmax(dim=1) == y[chunk]).sum()
+        for tiles, labels in zip(start.slabs, y.split(slab), strict=True):
+            for index, folded in enumerate(blocks, begun):
+                tiles = retiled(tiles, folded.tile)
+                if index in sent:
+                    tiles = [transmit(tile, *sent[index]) for tile in tiles]
+                tiles = [folded(tile) for tile in tiles]
+                if index + 1 in kept:
+                    kept[index + 1].slabs.append(tiles)
+            logits = torch.cat(tiles)
+            correct += (logits.argmax(dim=1) == labels).sum()
             finite &= logits.isfinite().all()
         if not finite:
             raise FloatingPointError("the outputs of the inherited network are not finite")
+        for length, behind in kept.items():
+            self._prefixes.add(path[:length], behind)
         return Score(int(correct), images)
 
-    def logits(self, design: Design, x: Tensor, unit: Unit) -> Tensor:
-        """Return the logits `[N, classes]` of a design for inputs `x`; `unit` runs convolutions."""
-        transmissions = []
-        before = None
-        for cut, mask, bits in zip(design.cuts, design.masks, design.bits, strict=True):
-            relayed, before = cut == before, cut  # a relay sends on what it got, as it is
-            if mask and not relayed:
-                channels = self.space.cut_shapes[cut][0]
-                transmissions.append((cut, channel_mask(mask, channels).to(x.device), bits))
-        return self.supernet(x, design.ops, unit, transmissions)
+    def _worth_keeping(self, path: Path, images: int, shared: Collection[Path]) -> set[int]:
+        """Return after how many blocks the images of a candidate are to be kept.
+
+        That is where the paths of its population part, at its cut (other masks and bits share the
+        head), and where resolution falls, for candidates to come.
+        """
+        shapes = self.space.cut_shapes
+        image_bytes = DTYPES[self.dtype].itemsize
+        total = images + self.calibration_images
+        return {
+            length
+            for length in range(1, len(path))
+            if (
+                path[:length] in shared
+                or path[length][0]
+                or shapes[length][1] < shapes[length - 1][1]
+            )
+            and total * math.prod(shapes[length]) * image_bytes <= self._prefixes.budget_bytes
+            and path[:length] not in self._prefixes
+        }
+
+
+def transmissions(design: Design) -> dict[int, tuple[str, int]]:
+    """Return mask and bits by the cut where a design sends a changed tensor."""
+    sent: dict[int, tuple[str, int]] = {}
+    for cut, mask, bits in zip(design.cuts, design.masks, design.bits, strict=True):
+        if mask and cut not in sent:  # a relay sends on what it got, as it is
+            sent[cut] = mask, bits
+    return sent

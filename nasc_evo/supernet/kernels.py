@@ -15,17 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, convolve
+from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, add, convolve
 
 PROGRAMS = 1056
 """Programs that share a reduction: 8 for each multiprocessor of an H100."""
 
 
-def fused_norm_unit(x: Tensor, conv: ConvNorm) -> Tensor:
+def fused_norm_unit(x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
     """Do what :func:`nasc_evo.supernet.blocks.batch_norm_unit` does, on a GPU."""
     y = convolve(x, conv)
     result: Tensor = NormActivation.apply(y, conv.gamma, conv.beta, conv.relu)
-    return result
+    return add(result, plus)
 
 
 def _channel_block(channels: int, largest: int) -> int:

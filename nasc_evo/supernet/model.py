@@ -85,6 +85,10 @@ class Supernet(nn.Module, ABC):
         """
 
     @abstractmethod
+    def block_genes(self, ops: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return, for each block, the genes of an architecture that it depends on."""
+
+    @abstractmethod
     def largest(self) -> tuple[int, ...]:
         """Return the architecture with the most weights."""
 
@@ -229,6 +233,10 @@ class FBNetSupernet(Supernet):
             HeadBlock(head, self.classifier_weight, self.classifier_bias),
         ]
 
+    def block_genes(self, ops: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return each layer's gene; stem and head have none."""
+        return [(), *((op,) for op in ops), ()]
+
     def largest(self) -> tuple[int, ...]:
         """Return the architecture of k5_e6 everywhere."""
         return (OPS.index("k5_e6"),) * self.space.n_genes
@@ -334,6 +342,11 @@ class NASBench201Supernet(Supernet):
             *middle,
             HeadBlock(head, self.classifier_weight, self.classifier_bias),
         ]
+
+    def block_genes(self, ops: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return all genes for cells, none for the other blocks."""
+        cells = cast(NASBench201Space, self.space).cell_blocks
+        return [tuple(ops) if block in cells else () for block in range(self.space.n_blocks)]
 
     def largest(self) -> tuple[int, ...]:
         """Return the architecture of 3x3 convolutions everywhere."""

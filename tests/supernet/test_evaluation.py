@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nasc_evo.data import get_dataset
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, FBNetSpace, SplitSpace
+from nasc_evo.supernet import evaluation
 from nasc_evo.supernet.blocks import Calibration
-from nasc_evo.supernet.evaluation import SupernetEvaluator
+from nasc_evo.supernet.evaluation import SupernetEvaluator, transmissions
 from nasc_evo.supernet.score import Score, score_each
 from nasc_evo.supernet.transmission import channel_mask, transmit
 
@@ -27,6 +30,15 @@ def design(ops, cut, mask="11111111", bits=32) -> Design:
     return Design(SPACE.format(ops), ops, (cut,), (mask,), (bits if mask else 0,))
 
 
+def logits(evaluator, design, x, unit):
+    """What a design computes, without anything that makes it fast."""
+    sent = [
+        (cut, channel_mask(mask, SPACE.cut_shapes[cut][0]), bits)
+        for cut, (mask, bits) in transmissions(design).items()
+    ]
+    return evaluator.supernet(x, design.ops, unit, sent)
+
+
 OPS = np.random.default_rng(0).integers(0, 9, 22)
 
 
@@ -34,8 +46,8 @@ def test_head_and_tail_equal_the_whole_network_at_every_cut(evaluator):
     x = evaluator._split("search")[0][:8]
     with torch.inference_mode():
         calibration = Calibration()
-        evaluator.logits(design(OPS, 24), evaluator._calibration, calibration)
-        whole = evaluator.logits(design(OPS, 24), x, calibration.folded())
+        logits(evaluator, design(OPS, 24), evaluator._calibration, calibration)
+        whole = logits(evaluator, design(OPS, 24), x, calibration.folded())
         blocks = evaluator.supernet.blocks(OPS)
         for cut in range(1, 24):
             unit = calibration.folded()
@@ -47,7 +59,7 @@ def test_head_and_tail_equal_the_whole_network_at_every_cut(evaluator):
             for block in blocks[cut:]:
                 received = block(received, unit)
             assert torch.allclose(received, whole, atol=1e-4)
-            full = evaluator.logits(design(OPS, cut), x, calibration.folded())
+            full = logits(evaluator, design(OPS, cut), x, calibration.folded())
             assert torch.allclose(full, whole, atol=1e-4)
 
 
@@ -57,8 +69,8 @@ def test_a_masked_design_is_the_network_with_zeroed_channels(evaluator, cut):
     x = evaluator._split("search")[0][:8]
     with torch.inference_mode():
         calibration = Calibration()
-        evaluator.logits(masked, evaluator._calibration, calibration)
-        got = evaluator.logits(masked, x, calibration.folded())
+        logits(evaluator, masked, evaluator._calibration, calibration)
+        got = logits(evaluator, masked, x, calibration.folded())
         unit = calibration.folded()
         blocks = evaluator.supernet.blocks(OPS)
         y = x
@@ -91,8 +103,8 @@ def test_shipped_weights_recognise_images(evaluator):
 
 def test_fewer_bits_and_channels_lose_accuracy_but_not_all(evaluator):
     order = [design(OPS, 10), design(OPS, 10, "10000000", 4)]
-    full, least = (score.error for _, score in evaluator.evaluate(order, images=512))
-    assert full < least < 0.6
+    scores = dict(evaluator.evaluate(order, images=512))
+    assert scores[0].error < scores[1].error < 0.6
 
 
 def test_a_score_depends_on_the_design_alone(evaluator):
@@ -105,6 +117,120 @@ def test_a_score_depends_on_the_design_alone(evaluator):
     together = dict(evaluator.evaluate(population))
     for i, one in enumerate(population):
         assert dict(evaluator.evaluate([one]))[0] == together[i]
+
+
+def test_a_score_counts_what_the_plain_network_gets_right(evaluator):
+    x, y = evaluator._split("search")
+    for one in (
+        design(OPS, 24),
+        design(OPS, 10, "11000000", 4),
+        design([7] * 22, 1, "00000011", 8),
+    ):
+        calibration = Calibration()
+        with torch.inference_mode():
+            logits(evaluator, one, evaluator._calibration, calibration)
+            predicted = logits(evaluator, one, x[:64], calibration.folded()).argmax(dim=1)
+        ((_, score),) = evaluator.evaluate([one])
+        assert score.correct == int((predicted == y[:64]).sum())
+
+
+def small(**options) -> SupernetEvaluator:
+    return SupernetEvaluator(
+        SPACE,
+        get_dataset("fashion_mnist"),
+        images=40,
+        calibration_images=16,
+        dtype="float32",
+        threads=1,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Scores of designs one by one, nothing shared; by tile size."""
+    evaluators = {tile_kb: small(tile_kb=tile_kb, memory_mb=0) for tile_kb in (100, 3072)}
+
+    def score(tile_kb, one):
+        ((_, found),) = evaluators[tile_kb].evaluate([one])
+        return found
+
+    return score
+
+
+@st.composite
+def populations(draw):
+    """Designs that agree in their first layers, in all of them, or in everything."""
+    parents = draw(
+        st.lists(st.lists(st.integers(0, 8), min_size=22, max_size=22), min_size=1, max_size=2)
+    )
+    members = []
+    for _ in range(draw(st.integers(2, 5))):
+        ops = list(draw(st.sampled_from(parents)))
+        changed = draw(st.integers(0, 22))
+        ops[changed:] = draw(
+            st.lists(st.integers(0, 8), min_size=22 - changed, max_size=22 - changed)
+        )
+        mask = draw(st.sampled_from(["11111111", "10000000", "01010101"]))
+        members.append(
+            design(ops, draw(st.integers(0, 24)), mask, draw(st.sampled_from([4, 8, 32])))
+        )
+    return members
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(populations(), min_size=1, max_size=2),
+    st.sampled_from([100, 3072]),
+    st.sampled_from([1, 20, 512]),
+)
+def test_sharing_changes_no_score(alone, generations, tile_kb, memory_mb):
+    together = small(tile_kb=tile_kb, memory_mb=memory_mb)
+    for population in generations:
+        for index, score in together.evaluate(population):
+            assert score == alone(tile_kb, population[index])
+        assert together._prefixes.nbytes <= memory_mb * 2**20
+
+
+def test_what_designs_have_in_common_is_computed_once(monkeypatch):
+    computed = []
+
+    def counted(block, x, *arguments):
+        computed.append(block)
+        return fold_block(block, x, *arguments)
+
+    fold_block = evaluation.fold_block
+    monkeypatch.setattr(evaluation, "fold_block", counted)
+    evaluator = small()
+    masks = [design(OPS, 10, mask, 8) for mask in ("11111111", "11110000", "00001111")]
+    dict(evaluator.evaluate(masks))
+    assert len(computed) == 24 + 2 * 14  # the head of ten blocks once
+    computed.clear()
+    dict(evaluator.evaluate([design(OPS, 10, "10000000", 4)]))  # a later generation
+    assert len(computed) == 14
+    computed.clear()
+    other = OPS.copy()
+    other[15:] = (other[15:] + 1) % 9
+    dict(evaluator.evaluate([design(other, 24), design(OPS, 24)]))
+    assert 24 + 8 > len(computed) >= 8 + 8  # they part after block 16, and something was known
+    computed.clear()
+    dict(evaluator.evaluate(masks, images=30))  # other images: nothing is known of them
+    assert len(computed) == 24 + 2 * 14
+
+
+def test_memory_does_not_grow_with_evaluations():
+    import resource
+
+    evaluator = small(memory_mb=8)
+    rng = np.random.default_rng(1)
+
+    def evaluate(n):
+        for ops in rng.integers(0, 9, (n, 22)):
+            dict(evaluator.evaluate([design(ops, 10, "11110000", 8)], images=2))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = evaluate(100)
+    assert evaluate(300) - before < 30
 
 
 def test_scores_state_their_standard_error():
@@ -138,7 +264,8 @@ def test_the_search_split_is_balanced_at_every_size(evaluator):
         ({"images": 2001}, "more than the 2000 images"),
         ({"images": "all"}, "got 'all'"),
         ({"dtype": "int8"}, "evaluator.dtype must be one of auto, float32, bfloat16, got 'int8'"),
-        ({"chunk": 0}, "evaluator.chunk must be a positive whole number, got 0"),
+        ({"tile_kb": 0}, "evaluator.tile_kb must be a whole number of at least 1, got 0"),
+        ({"memory_mb": -1}, "evaluator.memory_mb must be a whole number of at least 0, got -1"),
         ({"threads": 1.5}, "evaluator.threads must be"),
         ({"calibration_images": True}, "got True"),
         ({"calibration_images": 513}, "more than the 512 calibration images"),

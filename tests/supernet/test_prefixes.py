@@ -1,0 +1,61 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasc_evo.supernet.prefixes import Images, PrefixCache, retiled, shared_prefixes
+
+
+def images(n_bytes: int) -> Images:
+    calibration = torch.zeros(n_bytes // 2, dtype=torch.uint8)
+    return Images(calibration, [[torch.zeros(n_bytes - n_bytes // 2, dtype=torch.uint8)]])
+
+
+def test_the_least_recently_used_images_make_room():
+    cache = PrefixCache(100)
+    cache.add(("a",), images(40))
+    cache.add(("a", "b"), images(40))
+    assert cache.longest(("a", "c", "d"))[0] == 1  # uses the first
+    cache.add(("x",), images(30))
+    assert ("a", "b") not in cache
+    assert ("a",) in cache
+    assert ("x",) in cache
+    assert cache.nbytes == 70
+    cache.clear()
+    assert cache.nbytes == 0
+    assert ("a",) not in cache
+
+
+def test_images_beyond_the_budget_are_not_kept():
+    cache = PrefixCache(100)
+    cache.add(("a",), images(60))
+    cache.add(("b",), images(101))
+    assert ("a",) in cache
+    assert ("b",) not in cache
+
+
+def test_the_longest_prefix_is_found_but_never_the_whole_path():
+    cache = PrefixCache(100)
+    kept = {path: images(10) for path in [(1,), (1, 2), (1, 2, 3)]}
+    for path, behind in kept.items():
+        cache.add(path, behind)
+    assert cache.longest((1, 2, 3)) == (2, kept[1, 2])
+    assert cache.longest((1, 2, 3, 4)) == (3, kept[1, 2, 3])
+    assert cache.longest((2, 2)) == (0, None)
+
+
+def test_neighbours_share_their_common_prefix():
+    paths = sorted([(1, 2, 3), (1, 2, 4), (1, 5, 3), (7, 0, 0), (7, 0, 0)])
+    assert shared_prefixes(paths) == {(1, 2), (1,), (), (7, 0, 0)}
+    assert shared_prefixes([]) == set()
+
+
+@given(
+    st.integers(1, 300), st.lists(st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256]), max_size=6)
+)
+def test_tiles_keep_the_images_in_order(n, sizes):
+    x = torch.arange(n)[:, None]
+    tiles = [x]
+    for size in sizes:
+        tiles = retiled(tiles, size)
+        assert torch.equal(torch.cat(tiles), x)
+        assert [len(tile) for tile in tiles] == [len(part) for part in x.split(size)]
