@@ -161,8 +161,8 @@ def test_inherited_networks_have_the_params_and_macs_of_the_table(supernet):
         ops = SPACE.architectures[index]
         found = {"params": 0, "macs": 0}
 
-        def unit(x, conv, found=found):
-            y = batch_norm_unit(x, conv)
+        def unit(x, conv, plus=None, found=found):
+            y = batch_norm_unit(x, conv, plus)
             found["params"] += conv.gamma.numel() + conv.beta.numel()
             if conv.weight is not supernet._identity:
                 found["params"] += conv.weight.numel()
