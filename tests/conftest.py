@@ -53,7 +53,7 @@ def cli(tmp_path: Path):
 
 FAST_OPTIONS = (
     "n_eval=14",
-    "algorithm.pop_size=8",
+    "algorithm.initial=8",
     "evaluator.images=64",
     "evaluator.calibration_images=32",
     "rescore=2",
