@@ -5,7 +5,9 @@ re-costing it does not know the difference. python benchmarks/repick.py
 """
 
 import argparse
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -66,17 +68,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "repick.json")
     args = parser.parse_args()
-    seconds, whole, sweeps = [], [], []
+    seconds, whole, busy, sweeps = [], [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
         write_run(folder, args.evaluations)
         command = [sys.executable, "-m", "nasc_evo.repick", f"run={folder}"]
         for _ in range(args.repeats):
-            start = time.perf_counter()
+            start, used = time.perf_counter(), _processor_seconds()
             ended = subprocess.run(
                 [*command, "link.uplink_mbps=2"], check=True, capture_output=True, text=True
             )
             whole.append(time.perf_counter() - start)
+            busy.append(_processor_seconds() - used)
             seconds.append(float(re.search(r"written in ([\d.]+) s", ended.stdout)[1]))
             start = time.perf_counter()
             subprocess.run([*command, "sweep=link.uplink_mbps"], check=True, capture_output=True)
@@ -87,9 +90,17 @@ def main() -> None:
             "evaluations": args.evaluations,
             "seconds_from_journal_to_front": _spread(seconds),
             "seconds_of_the_command_with_start_table_and_picture": _spread(whole),
+            "processor_seconds_of_the_command": _spread(busy),
             "seconds_of_a_sweep_over_41_rates": _spread(sweeps),
+            "load_average": [round(load, 1) for load in os.getloadavg()],
         },
     )
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of all ended children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -22,14 +22,14 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse a command line, call its `run` with the options, and return the exit code.
 
     Args:
-        parser: Sets the default `run`, a function of the options.
+        parser: Sets the default `run`, a function of the options that may return an exit code.
         argv: The command line, None takes that of the process.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         options = parser.parse_args(argv)
-        options.run(options)
+        code: int | None = options.run(options)
         sys.stdout.flush()
     except UserError as error:
         print(f"Error: {one_line(error)}", file=sys.stderr)
@@ -39,4 +39,5 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # what reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return code or 0

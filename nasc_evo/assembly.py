@@ -87,6 +87,16 @@ def build_node(node: NodeLike, role: str, space: ArchitectureSpace) -> Node:
     return Node(text, CostTable.shipped(text, space), role)
 
 
+def _part(which: str, several: bool, make: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a part of a chain; where there are several of its kind a mistake says in which it is."""
+    try:
+        return make(*arguments)
+    except UserError as error:
+        if not several:
+            raise
+        raise UserError(f"{which} of the chain: {error}") from error
+
+
 CHAIN_FIELDS = ("name", "nodes", "links", "roles", "min_last_blocks", "result_bytes")
 
 
@@ -111,8 +121,14 @@ def build_chain(space: ArchitectureSpace, chain: Mapping[str, Any], *, image_byt
         )
     return Chain(
         space,
-        [build_node(node, role, space) for node, role in zip(nodes, roles, strict=True)],
-        [Link.create(link) for link in links],
+        [
+            _part(f"Node {j}", len(nodes) > 2, build_node, node, role, space)
+            for j, (node, role) in enumerate(zip(nodes, roles, strict=True), start=1)
+        ],
+        [
+            _part(f"Link {j}", len(links) > 1, Link.create, link)
+            for j, link in enumerate(links, start=1)
+        ],
         image_bytes=image_bytes,
         result_bytes=parts.get("result_bytes"),
     )

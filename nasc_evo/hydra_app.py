@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nasc_evo.config import ALIASES, config_folder, group_options
+from nasc_evo.config import ALIASES, check_used, config_folder, group_options
 from nasc_evo.errors import UserError, one_line
 
 EXIT_USER_ERROR = 2
@@ -215,6 +215,16 @@ def instantiate(config: Any, **objects: Any) -> Any:
 def is_sweep() -> bool:
     """Return whether the current job is one of a sweep (`--multirun`)."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def check_effect(config: Any) -> None:
+    """Raise a UserError where a machine or link was given that the chain of a run does not have.
+
+    A sweep may have chains with and without it.
+    """
+    if not is_sweep():
+        keys = (word.lstrip("+~").split("=")[0] for word in HydraConfig.get().overrides.task)
+        check_used(keys, OmegaConf.to_container(config.chain, resolve=False))
 
 
 def check_filled(config: Any) -> None:

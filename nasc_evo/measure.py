@@ -71,7 +71,8 @@ def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: 
     Raises:
         UserError: If this machine cannot do it, or the journal is of another measurement.
     """
-    from nasc_evo.cost.table import write_table
+    from nasc_evo.cost.plausible import implausible
+    from nasc_evo.cost.table import CostTable, write_table
     from nasc_evo.measurement.backends import create_backend
     from nasc_evo.measurement.energy import find_counter
     from nasc_evo.measurement.journal import SampleJournal
@@ -90,7 +91,7 @@ def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: 
     identity = {
         "space": space.name,
         "geometry": space.geometry,
-        **asdict(plan),
+        **{key: value for key, value in asdict(plan).items() if key != "rounds"},  # may be added
         "runs_on": backend.describe(),
         "machine": here,
     }
@@ -122,19 +123,26 @@ def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: 
     header, rows = session.table()
     about = describe_table(space, name, here, plan.processor, cpus)
     write_table(out, space, {**about, **header}, rows)
-    for sentence in summary(header, session, short_path(out)):
+    sentences = summary(header, session, short_path(out), energy)
+    sentences += [f"Warning: {text}" for text in implausible(CostTable.load(out, space), space)]
+    for sentence in sentences:
         console.print(sentence, highlight=False, soft_wrap=True)
     return 0
 
 
-def summary(header: Mapping[str, Any], session: Any, table: str) -> list[str]:
-    """Return what a user needs to know of a new table."""
+def summary(header: Mapping[str, Any], session: Any, table: str, energy: bool) -> list[str]:
+    """Return what a user needs to know of a new table, for which energies were wanted or not."""
     circumstances = header["measurement"]
     disagreement = circumstances["rounds_disagree_percent"]
+    rounds = "one round, so that its noise is not known"
+    if disagreement is not None:
+        rounds = (
+            f"rounds disagree by {disagreement['median']} % in the median, "
+            f"{disagreement['largest']} % at most"
+        )
     sentences = [
         f"{table}: {len(session.blocks)} different blocks, {circumstances['samples']} samples "
-        f"({circumstances['left_out_percent']} % left out as disturbed); rounds disagree by "
-        f"{disagreement['median']} % in the median, {disagreement['largest']} % at most."
+        f"({circumstances['left_out_percent']} % left out as disturbed); {rounds}."
     ]
     agreement = header.get("agreement")
     if agreement is None:
@@ -147,7 +155,7 @@ def summary(header: Mapping[str, Any], session: Any, table: str) -> list[str]:
                 f"R2 {after['r2']}, Kendall's tau {after['kendall_tau']} (plain addition: "
                 f"{before['mape_percent']} %, {before['r2']}, {before['kendall_tau']})."
             )
-    if session.counter is None:
+    if session.counter is None and energy:
         sentences.append("No energy: there is no counter that can be read here.")
     sentences.append(
         f"Use it: python -m nasc_evo.run problem={session.space.name} device=table "

@@ -1,19 +1,21 @@
 """`python -m nasc_evo.repick`: the front of a finished run under another link, server or limit."""
 
 import argparse
+import gc
 import hashlib
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nasc_evo.argparse_app import Parser, run_command
+from nasc_evo.config import CHAIN_PARTS, check_used
 from nasc_evo.errors import UserError, one_line
 
-GROUPS = ("device", "edge", "server", "link", "backhaul")
-CHANGEABLE = (*GROUPS, "chain", "objectives", "limits")
+CHANGEABLE = (*CHAIN_PARTS, "chain", "objectives", "limits")
 TARGETS = ("problems.FBNetSplit", "problems.NASBench201Split")
 SWEPT = tuple(
     f"{link}.{rate}_mbps" for link in ("link", "backhaul") for rate in ("uplink", "downlink")
@@ -48,7 +50,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("words", metavar="KEY=VALUE", nargs="+", help="see below")
-    parser.set_defaults(run=repick)
+    parser.set_defaults(run=without_collector)
     return parser
 
 
@@ -100,6 +102,8 @@ def read_request(words: Sequence[str]) -> Request:
         raise UserError(f"evaluate must be a whole number >= 0, got {evaluate!r}.")
     if sweep is not None and sweep not in SWEPT:
         raise UserError(f"sweep must be one of {', '.join(SWEPT)}, got '{sweep}'.")
+    if sweep is not None and sweep in values:
+        raise UserError(f"{sweep} is swept, so that {sweep}={values[sweep]} has no effect.")
     for key in values:
         if key.split(".")[0] not in CHANGEABLE:
             raise UserError(
@@ -121,15 +125,18 @@ def _folder_name(words: Sequence[str]) -> str:
     return f"{name[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def changed_config(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def changed_config(
+    config: dict[str, Any], changes: dict[str, Any], extra: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the resolved configuration of a run with other machines, links or limits.
 
     Args:
         config: Resolved configuration of the run.
         changes: New values by key; the name of an option where the key is a group.
+        extra: Further keys that will change.
 
     Raises:
-        UserError: If a key or option does not exist.
+        UserError: If a key or option does not exist, or has no effect on the chain.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -138,7 +145,7 @@ def changed_config(config: dict[str, Any], changes: dict[str, Any]) -> dict[str,
     from nasc_evo.hydra_app import check_filled
 
     values = dict(config)
-    for group in GROUPS:  # fields that are newer than the run have their defaults
+    for group in CHAIN_PARTS:  # fields that are newer than the run have their defaults
         given = values.get(group)
         if isinstance(given, dict) and given.get("name") in group_options(group):
             values[group] = {**load_group_option(group, given["name"]), **given}
@@ -146,30 +153,23 @@ def changed_config(config: dict[str, Any], changes: dict[str, Any]) -> dict[str,
     if not isinstance(chain, dict):
         raise UserError(f"The configuration of the run has no chain, but {chain!r}.")
     name = chain.get("name")
-    whole = True
     if name in group_options("chain"):
         interpolated = load_group_option("chain", name)
         resolved = _resolved({**values, "chain": interpolated})["chain"]
-        whole = any(_stripped(resolved[part]) != _stripped(chain.get(part)) for part in PARTS)
-        if not whole:
+        if all(_stripped(resolved[part]) == _stripped(chain.get(part)) for part in PARTS):
             values["chain"] = {**interpolated, **{k: v for k, v in chain.items() if k not in PARTS}}
     root = OmegaConf.create(values)
     OmegaConf.set_struct(root, True)
     for key, value in changes.items():
-        group = key.split(".")[0]
-        if whole and group in GROUPS and "chain" not in changes:
-            raise UserError(
-                f"{key} has no effect: the chain of the run was given as a whole; change it as "
-                "chain.nodes and chain.links."
-            )
         try:
-            if key in (*GROUPS, "chain") and isinstance(value, str):
+            if key in (*CHAIN_PARTS, "chain") and isinstance(value, str):
                 root[key] = load_group_option(key, value)
             else:
                 OmegaConf.update(root, key, value, merge=isinstance(value, dict))
         except OmegaConfBaseException as error:
             text = one_line(error).split(" full_key:")[0]
             raise UserError(f"There is no option {key} ({text}).") from error
+    check_used((*changes, *extra), OmegaConf.to_container(root.chain, resolve=False))
     check_filled(root)
     return _resolved(root)
 
@@ -224,34 +224,79 @@ def create_problem(config: dict[str, Any], changed: dict[str, Any], **objects: A
     return instantiate(OmegaConf.create(options), **objects)
 
 
-def repick(options: argparse.Namespace) -> None:
-    """Re-cost the designs of a run, and write and print their front or a sweep."""
+def without_collector(options: argparse.Namespace) -> int:
+    """Run without the garbage collector: thousands of designs are read and stay to the end."""
+    gc.disable()
+    try:
+        return repick(options)
+    finally:
+        gc.enable()
+
+
+def repick(options: argparse.Namespace) -> int:
+    """Re-cost the designs of a run, write and print their front or a sweep; return an exit code."""
     request = read_request(options.words)
 
+    import nasc_evo.report.files
+    import nasc_evo.report.table  # noqa: F401 - what takes time before the clock runs
+    from nasc_evo.hydra_app import EXIT_INFEASIBLE
     from nasc_evo.report.display import create_console
-    from nasc_evo.search.folder import JOURNAL
+    from nasc_evo.search.folder import JOURNAL, MANIFEST
     from nasc_evo.search.repick import RecordedEvaluator, RecordedRun, Repick
 
     start = time.perf_counter()
     console = create_console()
+    if (request.out / MANIFEST).exists():
+        raise UserError(f"out={request.out} is the folder of a run; write to another one.")
     run = RecordedRun.read(request.run, request.out / JOURNAL)
-    changed = changed_config(run.config, request.changes)
+    swept = [] if request.sweep is None else [request.sweep]
+    changed = changed_config(run.config, request.changes, swept)
+    check_sweep(request.sweep, changed)
     evaluator = RecordedEvaluator(run.problem["evaluator"])
     problem = create_problem(run.config, changed, evaluator=evaluator, parallel="serial")
     picked = Repick(run, problem)
     try:
         request.out.mkdir(parents=True, exist_ok=True)
         if request.evaluate:
-            evaluate(console, request, run, changed, picked)
-            start = time.perf_counter()
-            picked = Repick(RecordedRun.read(request.run, request.out / JOURNAL), problem)
-        if request.sweep is None:
-            write_repick(console, request, picked, start)
-        else:
-            write_sweep(console, request, picked, changed)
+            with held(request.out):
+                picked = Repick(RecordedRun.read(request.run, request.out / JOURNAL), problem)
+                evaluate(console, request, run, changed, picked)
+                start = time.perf_counter()
+                picked = Repick(RecordedRun.read(request.run, request.out / JOURNAL), problem)
+        write = write_repick if request.sweep is None else write_sweep
+        found = write(console, request, picked, changed, start)
     except OSError as error:
         raise UserError(
             f"The folder {request.out} cannot be written ({one_line(error)})."
+        ) from error
+    return 0 if found else EXIT_INFEASIBLE
+
+
+def check_sweep(key: str | None, changed: dict[str, Any]) -> None:
+    """Raise a UserError where a link has no rate that could be swept."""
+    group, _, field = (key or "").partition(".")
+    if field == "uplink_mbps" and changed[group].get(field) is None:
+        raise UserError(
+            f"{key} cannot be swept: a trace or relay gives the rates of {changed[group]['name']}; "
+            f"give a link with a rate of its own, such as {group}=wifi."
+        )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from evaluating designs into a folder.
+
+    Raises:
+        UserError: If one does so already.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"Another repick evaluates designs into {folder}; wait for it to end."
         ) from error
 
 
@@ -296,10 +341,12 @@ def evaluate(
         problem.assess(np.array([problem.space.encode(offer.design) for offer in offers]))
 
 
-def write_repick(console: Any, request: Request, picked: Any, start: float) -> None:
-    """Write and print the new front."""
+def write_repick(
+    console: Any, request: Request, picked: Any, changed: dict[str, Any], start: float
+) -> bool:
+    """Write and print the new front; return whether there is one."""
     from nasc_evo.report.files import write_front
-    from nasc_evo.report.table import print_result
+    from nasc_evo.report.table import print_infeasible, print_result
     from nasc_evo.search.loop import SearchResult
 
     problem = picked.problem
@@ -331,13 +378,17 @@ def write_repick(console: Any, request: Request, picked: Any, start: float) -> N
         draw_front(request.out, problem, search, result)
         print_result(console, problem, result)
     else:
-        console.print("No design of the run meets the limits.")
+        print_infeasible(console, problem, result)
+    for name in picked.other_tables():
+        console.print(
+            f"Note: the cost table of {name} is not the one that the run had.", highlight=False
+        )
     for offer in offers:
         cuts, bits = ("/".join(map(str, part)) for part in (offer.design.cuts, offer.design.bits))
+        how = f"with cut {cuts} at {bits} bits" if any(offer.design.bits) else f"with cut {cuts}"
         console.print(
-            f"Not evaluated: design {offer.parent} with cut {cuts} at {bits} bits would take "
-            f"{offer.latency_ms:.3f} ms; its error is not known, that of design {offer.parent} is "
-            f"{100 * offer.error:.2f} %.",
+            f"Not evaluated: design {offer.parent} {how} would take {offer.latency_ms:.3f} ms; its "
+            f"error is not known, that of design {offer.parent} is {100 * offer.error:.2f} %.",
             highlight=False,
         )
     if offers:
@@ -347,6 +398,7 @@ def write_repick(console: Any, request: Request, picked: Any, start: float) -> N
         f"{len(picked.evaluations)} designs of the run re-costed, front written in {seconds:.2f} s",
         request.out,
     )
+    return bool(front)
 
 
 def _say_where(console: Any, what: str, out: Path) -> None:
@@ -365,8 +417,10 @@ def rates() -> Iterator[float]:
         yield float(f"{10 ** (lowest + i * (highest - lowest) / steps):.4g}")
 
 
-def write_sweep(console: Any, request: Request, picked: Any, changed: dict[str, Any]) -> None:
-    """Write table and picture of how the chosen design moves with a rate."""
+def write_sweep(
+    console: Any, request: Request, picked: Any, changed: dict[str, Any], start: float
+) -> bool:
+    """Write how the chosen design moves with a rate; return whether there is one at any rate."""
     from nasc_evo.cost import Link
     from nasc_evo.report.files import write_rows
     from nasc_evo.report.pictures import draw_sweep
@@ -400,10 +454,11 @@ def write_sweep(console: Any, request: Request, picked: Any, changed: dict[str, 
     chosen = ", ".join(cuts) or "none, no design meets the limits"
     _say_where(
         console,
-        f"Chosen cuts from {LOWEST_MBPS:g} to {HIGHEST_MBPS:g} Mbps: {chosen}. Written: sweep.csv "
-        "and sweep.png in",
+        f"Chosen cuts from {LOWEST_MBPS:g} to {HIGHEST_MBPS:g} Mbps: {chosen}. sweep.csv and "
+        f"sweep.png written in {time.perf_counter() - start:.2f} s",
         request.out,
     )
+    return bool(cuts)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nasc_evo.config import absolute_files
 from nasc_evo.errors import UserError
 from nasc_evo.hydra_app import (
     EXIT_INFEASIBLE,
@@ -11,6 +12,7 @@ from nasc_evo.hydra_app import (
     EXIT_TERMINATED,
     TERMINATED,
     Terminated,
+    check_effect,
     check_filled,
     instantiate,
     is_sweep,
@@ -27,6 +29,7 @@ def run(config: Any) -> int:
     """Run one search with a composed configuration; return the exit code."""
     from contextlib import closing
 
+    check_effect(config)
     composed = build(config)
     with closing(composed.problem):
         return search_and_report(config, composed)
@@ -70,7 +73,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
         path,
         resume=resume,
         identity=identity,
-        config=resolved,
+        config=absolute_files(resolved),
         overrides=list(HydraConfig.get().overrides.task),
     )
     shown = short_path(path)
@@ -224,7 +227,7 @@ def _write(
 ) -> None:
     from nasc_evo.report.files import write_front
     from nasc_evo.report.pictures import draw_front
-    from nasc_evo.report.table import print_result
+    from nasc_evo.report.table import print_infeasible, print_result
 
     write_front(path, problem, search, result, truth_hypervolume=truth)
     if result.front:
@@ -236,21 +239,7 @@ def _write(
                 highlight=False,
             )
         return
-    nearest = result.least_infeasible
-    if nearest is None:
-        console.print("No design was evaluated.", highlight=False, soft_wrap=True)
-        return
-    excess = ", ".join(
-        f"{name} is {nearest.metric(name):.4g} instead of at most {limit:g}"
-        for name, limit in problem.limits.items()
-        if nearest.metric(name) > limit
-    )
-    console.print(
-        f"No design meets the limits; the nearest one ({nearest.design.key}) misses them: "
-        f"{excess}. It is in pareto.json under least_infeasible.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_infeasible(console, problem, result)
 
 
 def _peak_memory_mb() -> float | None:

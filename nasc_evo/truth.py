@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nasc_evo.errors import UserError
-from nasc_evo.hydra_app import EXIT_INFEASIBLE, check_filled, instantiate, launch
+from nasc_evo.hydra_app import EXIT_INFEASIBLE, check_effect, check_filled, instantiate, launch
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def run(config: Any) -> int:
     from nasc_evo.search.loop import SearchResult
 
     check_filled(config)
+    check_effect(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "truth.csv").exists():
         raise UserError(f"{folder} already holds a truth.csv; choose another folder.")

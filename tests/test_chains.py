@@ -307,6 +307,28 @@ def test_all_local_of_a_chain_costs_what_it_costs_alone():
     assert local[0] == local[1]
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"nodes": ["edgegpu", "titan_rtx", "raspi4"]},
+            "Nodes of role device are one machine that .* got edgegpu and raspi4 with",
+        ),
+        (
+            {"roles": ["device", "device", "server"]},
+            "Neighbouring nodes of a chain cannot both be the device, got edgegpu and titan_rtx",
+        ),
+        (
+            {"links": ["wifi", {"name": "w", "uplink_mbps": 0, "downlink_mbps": 1}]},
+            "Link 2 of the chain: link.uplink_mbps must be a finite number above 0, got 0",
+        ),
+    ],
+)
+def test_an_impossible_chain_is_one_sentence(parts, message):
+    with pytest.raises(UserError, match=message):
+        FBNetSplit(chain={**AND_BACK, **parts}, evaluator=Formula())
+
+
 def test_the_shipped_chains_have_their_roles():
     for name, chain in CHAINS.items():
         shipped = load_group_option("chain", name)
@@ -318,7 +340,7 @@ def test_the_shipped_chains_have_their_roles():
 def test_the_command_line_searches_a_chain_and_resumes(cli, tmp_path, name):
     needs_data("hwnas/nb201_accuracy.npz")
     space = ("problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "n_eval=60")
-    options = (*space, f"chain={name}", "device=raspi4", "backhaul.rtt_ms=1")
+    options = (*space, f"chain={name}", "device=raspi4", "link.rtt_ms=1")
     result = cli(*options, "hydra.run.dir=out")
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "out" / "pareto.csv", newline="") as file:

@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from nasc_evo import repick as command
-from nasc_evo.config import config_folder
+from nasc_evo.config import absolute_files, config_folder
 from nasc_evo.cost import Link
+from nasc_evo.cost.table import TABLES
 from nasc_evo.errors import UserError
-from nasc_evo.hydra_app import register
+from nasc_evo.hydra_app import EXIT_INFEASIBLE, register
 from nasc_evo.problem import SplitProblem
 from nasc_evo.search.folder import JOURNAL, RunFolder
 from nasc_evo.search.operators import random_genomes
@@ -270,6 +271,21 @@ def test_another_evaluator_is_refused(tmp_path, capsys):
         (["run={run}", "link.uplink_mbps"], "is no KEY=VALUE"),
         (["run={run}", "objectives=[error]"], "at least two different objectives"),
         (["run={run}", "server=table"], "server.path must be given"),
+        (["run={run}", "out={run}"], "is the folder of a run; write to another one"),
+        (
+            ["run={run}", "edge=raspi4"],
+            "edge has no effect: chain=device_server is of device, server, link",
+        ),
+        (["run={run}", "backhaul.rtt_ms=3"], "backhaul.rtt_ms has no effect"),
+        (["run={run}", "sweep=backhaul.uplink_mbps"], "backhaul.uplink_mbps has no effect"),
+        (
+            ["run={run}", "sweep=link.uplink_mbps", "link.uplink_mbps=2"],
+            "link.uplink_mbps is swept, so that link.uplink_mbps=2 has no effect",
+        ),
+        (
+            ["run={run}", "sweep=link.uplink_mbps", "link=uav"],
+            "cannot be swept: a trace or relay gives the rates of uav",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, capsys, words, message):
@@ -284,18 +300,21 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, words, message):
 
 def test_limits_that_no_design_meets_are_said(tmp_path, capsys):
     write_run(tmp_path / "run", n=20)
-    assert command.main([f"run={tmp_path / 'run'}", "limits.latency_ms=0.5"]) == 0
-    assert "No design of the run meets the limits." in capsys.readouterr().out
-    assert (
-        command.main([f"run={tmp_path / 'run'}", "limits.latency_ms=0.5", "sweep=link.uplink_mbps"])
-        == 0
-    )
+    words = [f"run={tmp_path / 'run'}", "limits.latency_ms=0.5"]
+    assert command.main(words) == EXIT_INFEASIBLE
+    out = capsys.readouterr().out
+    assert "No design meets the limits; the nearest one (" in out
+    folder = tmp_path / "run" / "repick" / "limits.latency_ms=0.5"
+    nearest = json.loads((folder / "pareto.json").read_text())["least_infeasible"]
+    assert f"latency_ms is {nearest['latency_ms']:.4g} instead of at most 0.5" in out
+    assert rows(folder / "pareto.csv") == []
+    assert command.main([*words, "sweep=link.uplink_mbps"]) == EXIT_INFEASIBLE
     assert "none, no design meets the limits" in capsys.readouterr().out
 
 
 def test_a_chain_that_was_given_as_a_whole_is_changed_as_a_whole(tmp_path):
     write_run(tmp_path / "run", "chain.nodes=[raspi4,titan_rtx]", n=10)
-    with pytest.raises(UserError, match="device has no effect: the chain of the run was given"):
+    with pytest.raises(UserError, match="device has no effect: the chain was given as a whole"):
         repicked(tmp_path / "run", "device=edgegpu")
     picked = repicked(tmp_path / "run", "chain.nodes=[pixel3,titan_rtx]")
     assert picked.problem.chain.nodes[0].name == "pixel3"
@@ -318,3 +337,49 @@ def test_a_damaged_design_is_one_sentence(tmp_path, change, message):
     path.write_text("\n".join([json.dumps(record), *others, ""]))
     with pytest.raises(UserError, match=message):
         repicked(tmp_path / "run")
+
+
+def test_the_folder_of_a_run_is_left_as_it_is(tmp_path):
+    write_run(tmp_path / "run", n=5)
+    before = {
+        path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()
+    }
+    assert command.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'run'}"]) == 2
+    assert command.main([f"run={tmp_path / 'run'}", "link.uplink_mbps=1"]) == 0
+    after = {
+        path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()
+    }
+    assert after == before
+
+
+def test_a_table_that_has_changed_since_is_said(tmp_path, capsys):
+    shipped = (TABLES / "fbnet_32_edgegpu.csv").read_text()
+    table = tmp_path / "mine.csv"
+    table.write_text(shipped)
+    device = ("device=table", f"device.path={table}")
+    write_run(tmp_path / "run", *device, n=20)
+    assert command.main([f"run={tmp_path / 'run'}"]) == 0
+    assert "is not the one that the run had" not in capsys.readouterr().out
+    table.write_text(shipped.replace("\nstem,-,", "\nstem,-,1", 1))
+    assert command.main([f"run={tmp_path / 'run'}"]) == 0
+    said = "Note: the cost table of edgegpu is not the one that the run had."
+    assert said in capsys.readouterr().out
+
+
+def test_two_processes_do_not_evaluate_into_one_folder(tmp_path, capsys):
+    write_run(tmp_path / "run", n=20)
+    (tmp_path / "out").mkdir()
+    words = [f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}", "evaluate=2"]
+    with command.held(tmp_path / "out"):
+        assert command.main(words) == 2
+    assert "Another repick evaluates designs into" in capsys.readouterr().err
+    assert not (tmp_path / "out" / JOURNAL).exists()
+
+
+def test_a_run_with_files_of_the_user_is_repicked_from_another_folder(tmp_path, monkeypatch):
+    files = {"path": "mine.csv", "trace": "~/rates.csv", "weights": None}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    got = absolute_files({"device": files, "chain": {"nodes": [files]}, "seed": 1})
+    wanted = {"path": str(tmp_path / "mine.csv"), "trace": "/home/me/rates.csv", "weights": None}
+    assert got == {"device": wanted, "chain": {"nodes": [wanted]}, "seed": 1}

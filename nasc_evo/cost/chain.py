@@ -2,15 +2,16 @@
 
 Nodes n_0..n_k and links l_0..l_{k-1}; cut c_j says where the network passes from node j-1 to node
 j, so node j runs the blocks [c_j, c_{j+1}). A link is used if blocks remain behind its cut
-(c < n). Where neighbouring cuts are equal the node between them only relays. The device is node 0
-and any later node of the same role. From a chain that ends on a server the result returns over
-every link that was used; where it ends on the device each link is passed once, for half of its
-round trip.
+(c < n). Where neighbouring cuts are equal the node between them only relays. The device is node 0;
+later nodes of its role are the same machine again. From a chain that ends on a server the result
+returns over every link that was used; where it ends on the device each link is passed once, for
+half of its round trip.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,25 @@ class Costs:
     energy_mj: FloatArray
 
 
+def _check_devices(nodes: Sequence[Node]) -> None:
+    """Raise a UserError unless the nodes of role device are one machine and no neighbours."""
+    first = nodes[0]
+    for before, node in pairwise(nodes):
+        if node.role != DEVICE:
+            continue
+        if before.role == DEVICE:
+            raise UserError(
+                f"Neighbouring nodes of a chain cannot both be the device, got {before.name} and "
+                f"{node.name}; give one the role {SERVER}."
+            )
+        other = (node.name, node.table.sha256) != (first.name, first.table.sha256)
+        if other or len({first.idle_mw, node.idle_mw} - {None}) > 1:
+            raise UserError(
+                f"Nodes of role {DEVICE} are one machine that the chain returns to, got "
+                f"{first.name} and {node.name} with other figures; give one the role {SERVER}."
+            )
+
+
 class Chain:
     """Nodes in a row with a link between neighbours.
 
@@ -149,7 +169,9 @@ class Chain:
             None is one float32 a class.
 
     Raises:
-        UserError: If numbers of nodes and links do not fit, or a size is no whole number >= 0.
+        UserError: If numbers of nodes and links do not fit, nodes of role device are not one
+            machine or are neighbours, links between the same two machines vary in different ways,
+            a shared server can never keep up, or a size is no whole number >= 0.
     """
 
     def __init__(
@@ -168,6 +190,7 @@ class Chain:
             )
         if nodes[0].role != DEVICE:
             raise UserError(f"The first node of a chain is a device, got a {nodes[0].role}.")
+        _check_devices(nodes)
         self.space = space
         self.nodes = tuple(nodes)
         self.links = tuple(links)
@@ -192,7 +215,8 @@ class Chain:
             cheapest = np.nanmin(node.table.latency_ms, axis=1)
             blocks = np.add.reduceat(cheapest, start[:-1])
             last = j == len(self.nodes) - 1  # it computes the last block if it computes anything
-            node.queue.check(float(blocks[-1] if last else blocks.min()), "of at least")
+            least = node.table.constant_ms + float(blocks[-1] if last else blocks.min())
+            node.queue.check(least, f"to {node.name} of at least")
 
     def _find_varying(self) -> list[tuple[Variation, list[int]]]:
         """Return each way in which rates vary, and the links that vary so, together.
@@ -203,7 +227,14 @@ class Chain:
         for j, link in enumerate(self.links):
             if link.variation is not None:
                 ends = frozenset((node.name, node.role) for node in self.nodes[j : j + 2])
-                found.setdefault(ends, (link.variation, []))[1].append(j)
+                variation, links = found.setdefault(ends, (link.variation, []))
+                if link.variation.describe() != variation.describe():
+                    raise UserError(
+                        f"Links {links[0] + 1} and {j + 1} of the chain join the same two "
+                        "machines, so that their rates vary as one; give both the same variation "
+                        "or one a constant rate."
+                    )
+                links.append(j)
         if len(found) > 2:
             raise UserError(
                 f"The rates of at most 2 links of a chain may vary, got {len(found)}; make others "

@@ -63,8 +63,8 @@ def _bad_prediction(table: CostTable) -> Iterator[str]:
     if mape > MAX_MAPE_PERCENT or tau < MIN_TAU:
         yield (
             f"measured whole networks are predicted with an error of {mape:g} % and Kendall's tau "
-            f"{tau:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet machine, so "
-            "measure again with more rounds."
+            f"{tau:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet machine: delete "
+            "the table and measure it with more rounds, to which earlier ones count."
         )
 
 

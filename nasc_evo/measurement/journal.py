@@ -1,5 +1,6 @@
 """Samples as they are taken: a file of JSON lines that an interrupted measurement goes on from."""
 
+import contextlib
 import json
 import math
 import os
@@ -130,9 +131,10 @@ class SampleJournal:
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; every line was flushed when it was written."""
         if hasattr(self, "_file"):
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported by _write
+                self._file.close()
         self._lock.release()
 
 

@@ -260,7 +260,7 @@ class Session:
         return correction
 
     def _circumstances(self, alone: list[Figure]) -> dict[str, Any]:
-        bursts = self.journal.bursts.values()
+        bursts = [burst for (_, n), burst in self.journal.bursts.items() if n < self.plan.rounds]
         taken = sum(len(burst.samples_ms) + burst.left_out for burst in bursts)
         disagreement = [figure.disagreement for figure in alone]
         return {
@@ -269,7 +269,9 @@ class Session:
             "energy": None if self.counter is None else self.counter.name,
             "samples": taken,
             "left_out_percent": round(100 * sum(burst.left_out for burst in bursts) / taken, 2),
-            "rounds_disagree_percent": {
+            "rounds_disagree_percent": None
+            if self.plan.rounds == 1
+            else {
                 "median": round(100 * float(np.median(disagreement)), 2),
                 "largest": round(100 * max(disagreement), 2),
             },

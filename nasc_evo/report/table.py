@@ -70,6 +70,25 @@ def _channels(problem: SplitProblem, evaluation: Evaluation) -> str:
     return " ".join(parts)
 
 
+def print_infeasible(console: Console, problem: SplitProblem, result: FinalResult) -> None:
+    """Print that no design meets the limits, and by how much the nearest one misses them."""
+    nearest = result.least_infeasible
+    if nearest is None:
+        console.print("No design was evaluated.", highlight=False, soft_wrap=True)
+        return
+    excess = ", ".join(
+        f"{name} is {nearest.metric(name):.4g} instead of at most {limit:g}"
+        for name, limit in problem.limits.items()
+        if nearest.metric(name) > limit
+    )
+    console.print(
+        f"No design meets the limits; the nearest one ({nearest.design.key}) misses them: "
+        f"{excess}. It is in pareto.json under least_infeasible.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _print_references(console: Console, problem: SplitProblem, result: FinalResult) -> None:
     table = Table(title="Without a split, for comparison")
     for name in ("architecture of", "where", "total ms", "error %", "limits"):

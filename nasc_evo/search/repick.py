@@ -91,6 +91,11 @@ class RecordedRun:
         """How many images of the search split scored the designs of the search."""
         return self.problem["evaluator"]["images"]
 
+    @cached_property
+    def searched(self) -> set[str]:
+        """Keys of the designs that were scored as those of the search."""
+        return {line.key[0] for line in self.lines if line.key[1:] == ("search", self.images)}
+
     def check_space(self, problem: SplitProblem) -> None:
         """Raise a UserError unless the designs of the run are designs of a problem."""
         difference = first_difference(self.problem["space"], problem.space.describe())
@@ -297,7 +302,7 @@ class Repick:
             rows, cuts = np.concatenate([rows, chosen]), np.concatenate([cuts, at[chosen]])
             best = moocore.is_nondominated(F, keep_weakly=False)
             F, rows, cuts = F[best], rows[best], cuts[best]
-        evaluated = {design.key for design in self.recorded.designs}
+        evaluated = self.run.searched
         designs = space.designs(_unmasked(space, ops[rows], cuts, bits))
         unknown = [i for i, design in enumerate(designs) if design.key not in evaluated]
         designs = [designs[i] for i in unknown]
@@ -358,6 +363,18 @@ class Repick:
     def front(self) -> list[Evaluation]:
         """Return the front of all designs whose accuracy is known, sorted by latency."""
         return non_dominated(self.problem, [*self.evaluations, *self.derived])
+
+    def other_tables(self) -> list[str]:
+        """Return the nodes of the run whose cost tables have other figures now."""
+        had = self.run.problem.get("nodes")
+        pairs = zip(had if isinstance(had, list) else [], self.problem.chain.nodes, strict=False)
+        return [
+            node.name
+            for before, node in pairs
+            if isinstance(before, dict)
+            and before.get("name") == node.name
+            and before.get("table_sha256") != node.table.sha256
+        ]
 
     def origins(self, front: Iterable[Evaluation]) -> dict[int, str]:
         """Return for each design of a front, by index, where its accuracy comes from."""
@@ -441,7 +458,7 @@ class Repick:
         )
         latency_ms = problem.costs(batch)["latency_ms"]
         designs = _relaid(space.designs(batch))
-        evaluated = {e.design.key for e in (*self.evaluations, *self.derived)}
+        evaluated = self.run.searched | {e.design.key for e in self.derived}
         left = [i for i, design in enumerate(designs) if design.key not in evaluated]
         offers: list[Offer] = []
         while left and len(offers) < count:
@@ -490,13 +507,13 @@ def _design(space: SplitSpace, line: Line, archs: dict[str, tuple[int, ...]], pa
     """Return the design of a journal line; `archs` remembers the architectures read before."""
     record = line.record
     try:
-        arch = record["arch"]
+        arch, *values = (record[name] for name in ("arch", "cut", "mask", "bits"))
+        if ";".join([arch, *map(str, values)]) != line.key[0]:
+            raise ValueError("key and design differ")
         if arch not in archs:
             archs[arch] = tuple(space.architecture.parse(arch).tolist())
-        cuts, masks, bits = (_parts(space, record[name]) for name in ("cut", "mask", "bits"))
+        cuts, masks, bits = (_parts(space, value) for value in values)
         design = Design(arch, archs[arch], tuple(map(int, cuts)), masks, tuple(map(int, bits)))
-        if design.key != line.key[0]:
-            raise ValueError("key and design differ")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         which = f"Design {brief(record.get('index'))} in the journal of {path}"
         raise UserError(f"{which} is damaged ({one_line(error)}).") from error

@@ -1,17 +1,20 @@
 """Shared servers: the wait against a simulation, and designs that overload a server."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from nasc_evo.cost import Queue
+from nasc_evo.cost import Chain, CostTable, Link, Node, Queue
+from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.errors import UserError
 from nasc_evo.search.algorithms import create_algorithm
 from nasc_evo.search.final import final_result
 from nasc_evo.search.journal import to_record
 from nasc_evo.search.loop import run_search
 from nasc_evo.search.operators import random_genomes
+from nasc_evo.space import FBNetSpace
 from nasc_evo.testing import check_problem
 from problems import FBNetSplit
 from tests.search.test_search import Formula
@@ -128,7 +131,7 @@ def test_the_edge_of_a_chain_may_have_a_queue():
             "=200 requests of 6 ms each would keep the server busy for 1.2 of its time, which must "
             "be below 1: give fewer than 166.7 a second",
         ),
-        ({"arrival_per_s": 1e5}, "requests of at least .* below 1: give fewer than"),
+        ({"arrival_per_s": 1e5}, "requests to titan_rtx of at least .* below 1: give fewer than"),
     ],
 )
 def test_impossible_loads_are_one_sentence(queue, message):
@@ -140,3 +143,27 @@ def test_a_device_has_no_queue():
     device = {"name": "edgegpu", "path": None, "idle_mw": None, "arrival_per_s": 5.0}
     with pytest.raises(UserError, match="arrival_per_s and service_ms are for servers"):
         FBNetSplit(device=device, evaluator=Formula())
+
+
+def test_what_a_machine_pays_for_every_piece_counts_as_load():
+    space = FBNetSpace(32, 10)
+    device, server = (CostTable.shipped(name, space) for name in ("edgegpu", "titan_rtx"))
+    nodes = [
+        Node("edgegpu", device, DEVICE),
+        Node("slow", replace(server, constant_ms=20.0), SERVER, queue=Queue(50.0)),
+    ]
+    with pytest.raises(UserError, match=r"50 requests to slow of at least 20\..* below 1"):
+        Chain(space, nodes, [Link.create("wifi")], image_bytes=784)
+
+
+@pytest.mark.parametrize(
+    ("edge", "message"),
+    [
+        ({"arrival_per_s": 0}, "Node 2 of the chain: server.arrival_per_s must be a finite number"),
+        ({"path": "no.csv"}, "Node 2 of the chain: There is no cost table file no.csv"),
+    ],
+)
+def test_a_mistake_in_a_long_chain_says_in_which_node(edge, message):
+    nodes = ["raspi4", {**IDLE, **edge}, "titan_rtx"]
+    with pytest.raises(UserError, match=message):
+        FBNetSplit(chain={"nodes": nodes, "links": ["wifi", "wan"]}, evaluator=Formula())

@@ -199,6 +199,16 @@ def test_one_link_there_and_back_varies_as_one():
     assert apart.latency_p95_ms[one] == pytest.approx(together[one])
 
 
+def test_two_ways_to_vary_between_the_same_machines_are_refused():
+    names, roles = ("edgegpu", "titan_rtx", "edgegpu"), (DEVICE, SERVER, DEVICE)
+    with pytest.raises(UserError, match="Links 1 and 2 of the chain join the same two machines"):
+        chain([link(rate_sigma=0.5), link(rate_sigma=2.0)], roles, names)
+    one = chain([link(rate_sigma=0.5), link()], roles, names).evaluate(batch(2))
+    both = chain([link(rate_sigma=0.5), link(rate_sigma=0.5)], roles, names).evaluate(batch(2))
+    used = one.links_ms.sum(axis=1) > 0
+    assert (one.latency_p95_ms[used] < both.latency_p95_ms[used]).all()
+
+
 def test_more_than_two_varying_links_are_refused():
     names, roles = ("edgegpu", "raspi4", "pixel3", "titan_rtx"), (DEVICE, *[SERVER] * 3)
     with pytest.raises(UserError, match="at most 2 links of a chain may vary, got 3"):
