@@ -1,5 +1,6 @@
 """`python -m nasc_evo.measure`: a cost table measured on this machine."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -100,13 +101,19 @@ def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: 
     try:
         counter = find_counter(plan.processor) if energy else None
         session = Session(space, plan, backend, journal, counter)
+        first = done = session.done
         total = len(session.steps())
-        with ProgressDisplay("Measuring", total, 0, console) as display, pin(plan.threads) as cpus:
+        display = ProgressDisplay("Measuring", total, first, console)
+        with display, pin(plan.threads) as cpus:
 
             def show(steps: int, item: str) -> None:
                 nonlocal done
                 done = steps
                 line = f"{steps} of {total} measured" + f", now {item}" * bool(item)
+                if steps > first:
+                    seconds = time.monotonic() - display.started
+                    left = seconds / (steps - first) * (total - steps)
+                    line += f", about {left / 60:.1f} min left"
                 display.show(steps, item, line)
 
             session.measure(show)
@@ -157,6 +164,8 @@ def summary(header: Mapping[str, Any], session: Any, table: str, energy: bool) -
             )
     if session.counter is None and energy:
         sentences.append("No energy: there is no counter that can be read here.")
+    elif session.counter is not None and None in session.journal.energies.values():
+        sentences.append(f"No energy: the counter ({session.counter.name}) does not move.")
     sentences.append(
         f"Use it: python -m nasc_evo.run problem={session.space.name} device=table "
         f"device.path={table} (or server=table server.path={table})"

@@ -422,6 +422,7 @@ def write_sweep(
 ) -> bool:
     """Write how the chosen design moves with a rate; return whether there is one at any rate."""
     from nasc_evo.cost import Link
+    from nasc_evo.problem import VARYING
     from nasc_evo.report.files import write_rows
     from nasc_evo.report.pictures import draw_sweep
     from nasc_evo.search.final import COLUMNS, front_rows
@@ -443,11 +444,12 @@ def write_sweep(
             accurate = min(range(len(front)), key=lambda i: front[i].score.error)
             row |= front_rows(result)[accurate if picked.problem.limits else result.recommended]
         rows.append(row)
-    columns = [name for name in COLUMNS if name != "error_test"]
+    varying = VARYING if picked.problem.chain.varies else ()
+    columns = (key, "front", *(name for name in COLUMNS if name != "error_test"), *varying)
     write_rows(
         request.out / "sweep.csv",
-        (key, "front", *columns),
-        [{name: row.get(name, "") for name in (key, "front", *columns)} for row in rows],
+        columns,
+        [{name: row.get(name, "") for name in columns} for row in rows],
     )
     draw_sweep(request.out, picked.problem, key, rows)
     cuts = list(dict.fromkeys(str(row["cut"]) for row in rows if "cut" in row))

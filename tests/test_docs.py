@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from nasc_evo import repick
-from nasc_evo.config import config_folder
+from nasc_evo.config import check_used, config_folder
 from nasc_evo.hydra_app import instantiate, register
 from nasc_evo.search.operators import random_genomes
 from tests.test_repick import Recorded, write_run
@@ -37,6 +38,8 @@ def test_a_search_of_the_page_composes_and_has_costs(overrides, tmp_path, monkey
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose("config", overrides)
+    keys = [override.split("=")[0] for override in overrides]
+    check_used(keys, OmegaConf.to_container(config.chain, resolve=False))
     problem = instantiate(config.problem)
     X = random_genomes(problem.space, 50, np.random.default_rng(0))
     costs = problem.costs(problem.space.decode_batch(X))

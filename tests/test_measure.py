@@ -123,6 +123,33 @@ def test_the_other_space_by_onnx_runtime_without_networks(cli, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["new"]
 
 
+def test_more_rounds_go_on_from_those_that_there_are(cli, tmp_path):
+    options = ("problem=nasbench201", "networks=0", "repeats=3", "out=a.csv")
+    one = cli(*options, "rounds=1", "energy=false", module="measure")
+    assert one.returncode == 0, one.stderr
+    assert "one round, so that its noise is not known" in one.stdout
+    assert "No energy" not in one.stdout
+    table = CostTable.load(tmp_path / "a.csv", NASBench201Space())
+    assert table.header["measurement"]["rounds_disagree_percent"] is None
+    first = (tmp_path / "a.samples.jsonl").read_bytes()
+    (tmp_path / "a.csv").unlink()
+    two = cli(*options, "rounds=2", "energy=false", module="measure")
+    assert two.returncode == 0, two.stderr
+    assert "rounds disagree by" in two.stdout
+    both = (tmp_path / "a.samples.jsonl").read_bytes()
+    assert both.startswith(first)
+    assert len(both.splitlines()) - 1 == 2 * (len(first.splitlines()) - 1)
+    taken = table.header["measurement"]["samples"]
+    table = CostTable.load(tmp_path / "a.csv", NASBench201Space())
+    assert table.header["measurement"]["samples"] > taken
+    (tmp_path / "a.csv").unlink()
+    again = cli(*options, "rounds=1", "energy=false", module="measure")
+    assert again.returncode == 0, again.stderr
+    table = CostTable.load(tmp_path / "a.csv", NASBench201Space())
+    assert table.header["measurement"]["samples"] == taken
+    assert (tmp_path / "a.samples.jsonl").read_bytes() == both
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -155,13 +155,17 @@ class Session:
             else (item, number) in self.journal.bursts
         )
 
+    @property
+    def done(self) -> int:
+        """How many of the steps the journal has."""
+        return sum(self._is_done(*step) for step in self.steps())
+
     @torch.inference_mode()
     def measure(self, on_step: OnStep) -> None:
         """Measure everything that the journal lacks."""
         stopwatch = Stopwatch(self.plan.repeats)
-        steps = self.steps()
-        done = sum(self._is_done(*step) for step in steps)
-        for item, number in steps:
+        done = self.done
+        for item, number in self.steps():
             if self._is_done(item, number):
                 continue
             on_step(done, item)

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nasc_evo.cost.chain import DEVICE
-from nasc_evo.problem import SplitProblem
+from nasc_evo.problem import VARYING, SplitProblem
 from nasc_evo.report.collection import Group
 from nasc_evo.search.final import FinalResult
 from nasc_evo.search.loop import SearchResult
@@ -76,6 +76,7 @@ def _draw_objectives(
         color="0.75",
         label=f"evaluated ({problem.evaluator.images} images)",
         zorder=1,
+        rasterized=True,  # thousands of points make an .svg of megabytes
     )
     latency = [d.evaluation.metric(latency_ms) for d in result.front]
     error = [100 * d.evaluation.score.error for d in result.front]
@@ -222,6 +223,7 @@ def draw_sweep(
         label="error of the chosen design, ± standard error",
     )
     middle.set_ylabel("error (%)")
+    middle.margins(y=0.3)  # room for the legend
     below = np.zeros(len(rows))
     for name, colour in zip(
         ("device_ms", "link_ms", "server_ms"),
@@ -232,6 +234,8 @@ def draw_sweep(
         label = name.removesuffix("_ms")
         bottom.fill_between(rate, below, above, step="mid", color=colour, label=label, linewidth=0)
         below = above
+    if problem.chain.varies:
+        bottom.plot(rate, column(VARYING[0]), color="black", drawstyle="steps-mid", label="95 %")
     limit = problem.limits.get("latency_ms")
     if limit is not None:
         bottom.axhline(
@@ -241,7 +245,7 @@ def draw_sweep(
     bottom.set_ylim(bottom=0)
     bottom.set_xscale("log")
     bottom.set_xlim(0.9 * rate[0], rate[-1] / 0.9)
-    bottom.set_xlabel(f"{key} (Mbps)")
+    bottom.set_xlabel(key)
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

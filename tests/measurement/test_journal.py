@@ -1,6 +1,7 @@
 """Samples survive; other measurements are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -84,4 +85,14 @@ def test_another_measurement_and_a_second_process_are_refused(tmp_path):
     journal = SampleJournal(path, IDENTITY)
     with pytest.raises(UserError, match="Another measurement is writing"):
         SampleJournal(path, IDENTITY)
+    journal.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_disk_is_one_sentence(tmp_path):
+    journal = SampleJournal(tmp_path / "a.samples.jsonl", IDENTITY)
+    journal._file.close()
+    journal._file = open("/dev/full", "ab")  # noqa: SIM115 - the journal closes it
+    with pytest.raises(UserError, match="make room and give the same command again"):
+        journal.add_energy("block stem", 1.0)
     journal.close()
