@@ -19,7 +19,7 @@ from nasc_evo.costs import main as costs
 from nasc_evo.hydra_app import register
 from nasc_evo.space import FBNetSpace, NASBench201Space
 from problems import FBNetSplit
-from tests.conftest import FAST
+from tests.conftest import FAST, FAST_OPTIONS
 
 QUICK = ("rounds=1", "repeats=3", "networks=20")
 
@@ -98,6 +98,19 @@ def test_a_killed_and_an_interrupted_measurement_go_on_and_end_as_a_table(cli, t
     assert any("off by" in note for note in problem.notes())
     batch = problem.space.decode_batch(problem.space.xu[None])
     assert problem.costs(batch)["latency_ms"][0] > 2 * table.constant_ms
+
+    found = cli("device=table", "device.path=kept.csv", "hydra.run.dir=mine", *FAST_OPTIONS)
+    assert found.returncode == 0, found.stderr
+    (tmp_path / "elsewhere").mkdir()
+    picked = subprocess.run(
+        [sys.executable, "-m", "nasc_evo.repick", "run=../mine", "link=lte"],
+        cwd=tmp_path / "elsewhere",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert picked.returncode == 0, picked.stderr
+    assert (tmp_path / "mine" / "repick" / "link=lte" / "pareto.csv").is_file()
 
 
 def test_the_other_space_by_onnx_runtime_without_networks(cli, tmp_path):
@@ -223,7 +236,8 @@ def test_the_three_commands_of_the_pages_follow_each_other():
     for page in ("README.md", "docs/measure.md"):
         text = (ROOT / page).read_text()
         assert "out=my.csv" in text
-        assert "python -m nasc_evo.run device=table device.path=my.csv" in text
+        assert "python -m nasc_evo.run device=table device.path=my.csv hydra.run.dir=mine" in text
+        assert "python -m nasc_evo.repick run=mine link=lte" in text
 
 
 def test_help_is_quick_and_needs_no_torch(tmp_path):

@@ -279,7 +279,7 @@ def test_a_damaged_trace_is_one_sentence(content, message, tmp_path):
     path = tmp_path / "rates.csv"
     path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
-        Link.create("trace") if content is None else Link.create({"name": "t", "trace": str(path)})
+        Link.create({"name": "t", "trace": str(path)})
 
 
 def test_a_trace_gives_the_rates_of_its_link(tmp_path):
