@@ -29,6 +29,11 @@ MAX_PANELS = 12
 """Groups that a picture of many runs shows."""
 LATENCY = ("latency_p95_ms", "latency_ms")
 """What is drawn from left to right: the first of these that is an objective."""
+HEADROOM = 1.06
+"""Height of axes over that of the tallest bar."""
+PARTS_CHARACTERS = 620.0
+"""Characters of a font of one point side by side under the bars."""
+SMALLEST_FONT = 5.0
 MARKERS = {"all local": "s", "raw offload": "^"}
 
 
@@ -142,9 +147,10 @@ def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
     for label, colour, values in _parts(problem, result):
         axes.bar(place, values, bottom=bottom, color=colour, label=label)
         bottom += values
-    limit = problem.limits.get("latency_ms")
-    if limit is not None:
+    limit = problem.limits.get("latency_ms", 0.0)
+    if limit:
         axes.axhline(limit, color="black", linestyle="--", linewidth=1)
+    axes.set_ylim(0, HEADROOM * max(bottom.max(), limit))
     labels = []
     for design in result.front:
         phenotype = design.evaluation.design
@@ -152,10 +158,18 @@ def _draw_parts(axes: Axes, problem: SplitProblem, result: FinalResult) -> None:
         if any(phenotype.masks):
             sent = "/".join(map(str, design.evaluation.kept_channels))
             bits = "/".join(map(str, phenotype.bits))
-            labels.append(f"{design.design_id}\ncut {cut}\n{sent} ch\n{bits} bit")
+            labels.append([str(design.design_id), f"cut {cut}", f"{sent} ch", f"{bits} bit"])
         else:
-            labels.append(f"{design.design_id}\ncut {cut}")
-    axes.set_xticks(place, labels, fontsize=7 if len(place) <= 14 else 5)
+            labels.append([str(design.design_id), f"cut {cut}"])
+    longest = max(len(line) for lines in labels for line in lines)
+    room = PARTS_CHARACTERS / (len(place) * longest)  # font size that lets labels lie side by side
+    if room >= SMALLEST_FONT:
+        texts = ["\n".join(lines) for lines in labels]
+        axes.set_xticks(place, texts, fontsize=min(7.0, room))
+    else:
+        texts = [", ".join(lines) for lines in labels]
+        size = min(7.0, PARTS_CHARACTERS / (2 * len(place)))
+        axes.set_xticks(place, texts, fontsize=size, rotation=90)
     axes.set_ylabel("latency (ms)")
     axes.set_title("where the time goes, for each design of the front", fontsize=10)
     axes.legend(fontsize=8)
@@ -242,7 +256,8 @@ def draw_sweep(
             limit, color="black", linestyle="--", linewidth=1, label=f"limit {limit:g} ms"
         )
     bottom.set_ylabel("latency (ms)")
-    bottom.set_ylim(bottom=0)
+    highest = [column(name) for name in ("latency_ms", *VARYING * problem.chain.varies)]
+    bottom.set_ylim(0, HEADROOM * (np.nanmax([limit or 0.0, *np.ravel(highest)]) or 1.0))
     bottom.set_xscale("log")
     bottom.set_xlim(0.9 * rate[0], rate[-1] / 0.9)
     bottom.set_xlabel(key)
