@@ -51,11 +51,10 @@ def find_weights(
         return file
     file = PRETRAINED / f"{weights_name(space, dataset)}.safetensors"
     if not file.is_file():
-        geometry = "" if dataset.geometry == 32 else f" dataset.geometry={dataset.geometry}"
         raise UserError(
             f"No weights ship for {space.name} on {dataset.name} at {dataset.geometry}x"
             f"{dataset.geometry}: train them with `python -m nasc_evo.train problem={space.name} "
-            f"dataset={dataset.name}{geometry}` and pass evaluator.weights=<file>.safetensors."
+            f"{dataset.arguments}` and pass evaluator.weights=<file>.safetensors."
         )
     return file
 
@@ -75,12 +74,7 @@ def read_manifest(path: Path, space: ArchitectureSpace, dataset: ImageDataset) -
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{manifest_path} is no manifest of format '{FORMAT}'.")
-    wanted = {
-        "space": space.name,
-        "geometry": space.geometry,
-        "dataset": dataset.name,
-        "n_classes": dataset.n_classes,
-    }
+    wanted = {"space": space.name, **dataset.describe()}
     for key, value in wanted.items():
         if manifest.get(key) != value:
             raise UserError(
@@ -201,10 +195,7 @@ def save_supernet(
     manifest = {
         "format": FORMAT,
         "space": space.name,
-        "geometry": space.geometry,
-        "dataset": dataset.name,
-        "n_classes": dataset.n_classes,
-        "class_names": list(dataset.class_names),
+        **dataset.describe(),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "precision": "float16",

@@ -20,13 +20,14 @@ from unittest import mock
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from nasc_evo.config import config_folder
 from nasc_evo.cost import Link, hwnasbench, natsbench, network
 from nasc_evo.cost.rate import slowdown
 from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
-from nasc_evo.data.images import read_npz
+from nasc_evo.data.images import read_idx, read_npz
 from nasc_evo.errors import UserError
 from nasc_evo.experiment import SEARCHES, read_searches
 from nasc_evo.measurement import journal as measurement_journal
@@ -152,6 +153,25 @@ def read_embedded_images(folder: Path) -> Any:
 @cache
 def idx_file() -> Files:
     return {"images.gz": gzip.compress(bytes([0, 0, 8, 2, 0, 0, 0, 20, 0, 0, 0, 30]) + bytes(600))}
+
+
+@cache
+def image_folder() -> Files:
+    rng = np.random.default_rng(0)
+    kinds = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+    files = {}
+    for label in ("cat", "dog"):
+        for kind, suffix in kinds.items():
+            file = io.BytesIO()
+            pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file, kind)
+            files[f"{label}/a.{suffix}"] = file.getvalue()
+    return files
+
+
+def read_image_folder(folder: Path) -> Any:
+    dataset = get_dataset("folder", path=folder)
+    return [dataset.digest(dataset.split(split)) for split in ("train", "search", "test")]
 
 
 @cache
@@ -547,9 +567,10 @@ READERS = {
     "embedded_images": Reader(embedded_images, read_embedded_images),
     "idx_file": Reader(
         idx_file,
-        lambda folder: fashion_mnist.read_idx(folder / "images.gz", (20, 30)),
+        lambda folder: read_idx(folder / "images.gz", (20, 30)),
         layers=(GZIP,),
     ),
+    "image_folder": Reader(image_folder, read_image_folder),
     "cifar_archive": Reader(cifar_archive, read_cifar_archive, layers=(GZIP,)),
     "cost_table": Reader(cost_table, read_cost_table, document=Document(header_tree, with_header)),
     "cost_table_with_flags": Reader(flagged_table, read_flagged_table),
