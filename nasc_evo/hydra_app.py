@@ -32,7 +32,7 @@ EXIT_INFEASIBLE = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 TERMINATED = "terminated by SIGTERM"
-EXAMPLES = {"dataset.path": "photos"}
+EXAMPLES = {"dataset.path": "photos", "run": "outputs/fbnet-edgegpu/<date_time>"}
 """What a field that must be given may be; else a table."""
 
 
@@ -133,6 +133,19 @@ class TrainConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """The frame of `configs/finetune.yaml`."""
+
+    training: Any = MISSING
+    run: str = MISSING
+    design: int | None = None
+    mode: str = MISSING
+    onnx: bool = MISSING
+    max_minutes: float | None = None
+    resume: str | None = None
+
+
+@dataclass
 class MeasureConfig:
     """The frame of `configs/measure.yaml`."""
 
@@ -166,6 +179,7 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
+    store.store(name="finetune_schema", node=FinetuneConfig)
     store.store(name="truth_schema", node=TruthConfig)
     store.store(name="compare_schema", node=CompareConfig)
     for group, source in ALIASES.items():

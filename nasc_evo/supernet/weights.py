@@ -103,10 +103,10 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is damaged.
     """
-    return _read_tensors(path, "pt", lambda name: not name.startswith(IMPORTANCE_PREFIX))
+    return read_tensors(path, "pt", lambda name: not name.startswith(IMPORTANCE_PREFIX))
 
 
-def _read_tensors(path: Path, framework: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
+def read_tensors(path: Path, framework: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
     """Return the tensors whose names are wanted, a UserError if the file is damaged."""
     try:
         with open(path, "rb") as content:
@@ -148,7 +148,7 @@ def load_importance(path: Path) -> dict[int, NDArray[np.float64]]:
     Raises:
         UserError: If the file is damaged.
     """
-    tensors = _read_tensors(path, "numpy", lambda name: name.startswith(IMPORTANCE_PREFIX))
+    tensors = read_tensors(path, "numpy", lambda name: name.startswith(IMPORTANCE_PREFIX))
     try:
         if any(scores.dtype.kind != "f" for scores in tensors.values()):
             raise ValueError("an importance of channels is no float")

@@ -12,6 +12,7 @@ from nasc_evo.data.folder import FITS, read_image
 from nasc_evo.errors import UserError
 from nasc_evo.hydra_app import own_images
 from nasc_evo.space import FBNetSpace
+from nasc_evo.supernet.deploy import DeployedNetwork
 from nasc_evo.supernet.weights import find_weights, read_manifest, save_supernet
 
 COLOURS = {"apple": (200, 40, 40), "leaf": (40, 180, 60), "sky": (60, 90, 220)}
@@ -237,23 +238,34 @@ def test_weights_belong_to_the_content_of_the_folder(photos, tmp_path):
 
 OPTIONS = ("dataset=My photos", "dataset.test_share=0.5", "dataset.search_share=0.5")
 TRAINING = (
-    *("training.batch_size=12", "training.epochs=1", "training.random_paths=1"),
-    *("training.validation_paths=1", "training.learning_rate=0.05"),
+    *("training.batch_size=12", "training.epochs=1"),
+    *("training.learning_rate=0.05", "training.threads=1"),
 )
+SUPERNET = ("training.random_paths=1", "training.validation_paths=1")
 
 
-def test_from_a_folder_of_60_images_to_trained_weights_and_a_search(cli, tmp_path):
+@pytest.mark.slow
+def test_from_a_folder_of_60_images_to_weights_a_search_and_a_network(cli, tmp_path):
     fill(tmp_path / "My photos")
-    trained = cli(*OPTIONS, *TRAINING, "hydra.run.dir=t", module="train")
+    trained = cli(*OPTIONS, *TRAINING, *SUPERNET, "hydra.run.dir=t", module="train")
     assert trained.returncode == 0, trained.stderr
     weights = "t/fbnet_32_folder_my_photos.safetensors"
     assert f"evaluator.weights={weights}" in trained.stdout
     searched = cli(
         *(*OPTIONS, f"evaluator.weights={weights}", "evaluator.images=full"),
-        *("evaluator.calibration_images=15", "n_eval=4", "algorithm.pop_size=4", "rescore=1"),
-        "hydra.run.dir=r",
+        *("evaluator.calibration_images=15", "evaluator.threads=1", "n_eval=4"),
+        *("algorithm.pop_size=4", "rescore=1", "hydra.run.dir=r"),
     )
     assert searched.returncode == 0, searched.stderr
     document = json.loads((tmp_path / "r" / "pareto.json").read_text())
     assert document["problem"]["space"]["n_classes"] == 3
     assert document["front"][0]["test_images"] == 30
+    tuned = cli("run=r", *TRAINING, "hydra.run.dir=n", module="finetune")
+    assert tuned.returncode == 0, tuned.stderr
+    network = DeployedNetwork.load(tmp_path / "n")
+    assert network.class_names == ("apple", "leaf", "sky")
+    written = network.manifest
+    assert written["run"]["design_id"] == document["recommended"]["design_id"]
+    assert written["recipe"]["init"] == weights
+    test = get_dataset("folder", path=tmp_path / "My photos", test_share=0.5, search_share=0.5)
+    assert network.score(test.split("test")).correct == 30 * written["accuracy"]["test"]["accuracy"]
