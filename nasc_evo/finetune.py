@@ -101,7 +101,7 @@ def choose(path: Path, design_id: int | None) -> Chosen:
             )
         row = by_id[design_id]
         described, config = manifest["identity"]["problem"], manifest["config"]
-        genes, scored = described["space"], described["evaluator"]
+        genes, scored = described["space"], dict(described["evaluator"])
         dataset = build_dataset(config["dataset"])
         space = build_architecture(genes["architecture"], dataset)
         ops = tuple(space.parse(row["arch"]).tolist())
@@ -119,7 +119,7 @@ def choose(path: Path, design_id: int | None) -> Chosen:
         }
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"The run {path} cannot be read ({type(error).__name__}: {one_line(error)})."
         ) from error
@@ -177,7 +177,7 @@ def inherit(chosen: Chosen, weights: Path, folder: Path) -> Path:
 def train(
     config: Any, chosen: Chosen, weights: Path | None, folder: Path, console: Any
 ) -> Path | None:
-    """Train a design; return the manifest, None if it was interrupted or time ran out."""
+    """Train a design; return the manifest, None if the time given ran out first."""
     from omegaconf import OmegaConf
 
     from nasc_evo.config import load_group_option
@@ -208,13 +208,13 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
-    path = None
+    path, stopped = None, None
     try:
         with TrainingDisplay(trainer.step, trainer.steps, console) as display:
             seconds = None if config.max_minutes is None else 60 * config.max_minutes
             path = trainer.run(display.update, max_seconds=seconds)
-    except KeyboardInterrupt:
-        pass
+    except KeyboardInterrupt as error:
+        stopped = error
     if path is None:
         console.print(
             f"Stopped at step {trainer.step} of {trainer.steps}; continue with the same command "
@@ -222,6 +222,8 @@ def train(
             highlight=False,
             soft_wrap=True,
         )
+    if stopped is not None:
+        raise stopped
     return path
 
 

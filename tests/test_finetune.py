@@ -145,5 +145,5 @@ def test_sigterm_leaves_a_checkpoint(run, tmp_path):
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert (tmp_path / "n" / "checkpoint.pt").is_file()

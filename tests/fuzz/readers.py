@@ -30,6 +30,7 @@ from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_idx, read_npz
 from nasc_evo.errors import UserError
 from nasc_evo.experiment import SEARCHES, read_searches
+from nasc_evo.finetune import choose, inherited_weights
 from nasc_evo.measurement import journal as measurement_journal
 from nasc_evo.report.files import read_truth
 from nasc_evo.search.final import COLUMNS
@@ -37,8 +38,8 @@ from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.journal import Journal
 from nasc_evo.search.warm_start import read_warm_start
-from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
-from nasc_evo.supernet import weights
+from nasc_evo.space import Design, FBNetSpace, NASBench201Space, SplitSpace
+from nasc_evo.supernet import deploy, weights
 from nasc_evo.tabular import TABLES as ACCURACY_TABLES
 from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
@@ -49,7 +50,9 @@ from tests.test_repick import repicked, write_run
 Files = dict[str, bytes]
 IMAGES = {"train": 2, "test": 1}
 FBNET, NB201 = FBNetSpace(32, 10), NASBench201Space(32, 100)
+CELLS = NASBench201Space(32, 10)
 NETWORKS = 6
+NETWORK_STEP = 4
 STRINGS = [NB201.format(ops) for ops in NB201.architectures[:NETWORKS]]
 
 
@@ -525,6 +528,57 @@ def read_weight_manifest(folder: Path) -> Any:
 
 
 @cache
+def network_files() -> Files:
+    dataset = get_dataset("fashion_mnist")
+    ops = (3, 1, 2, 4, 3, 3)
+    chosen = Design(CELLS.format(np.array(ops)), ops, (8,), ("11101111",), (6,))
+    path = weights.find_weights(CELLS, dataset)
+    network = deploy.deploy(weights.load_supernet(CELLS, dataset, path), chosen, dataset, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        network.save(Path(folder), 8, {"accuracy": {"test": {"accuracy": 0.9}}})
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def read_network(folder: Path) -> Any:
+    return deploy.DeployedNetwork.load(folder).design
+
+
+def read_network_part(folder: Path) -> Any:
+    """Read a part that has the right hash, whatever it is."""
+    manifest = json.loads(network_files()[deploy.MANIFEST])
+    manifest["parts"][0]["sha256"] = weights.file_sha256(folder / "head.safetensors")
+    (folder / deploy.MANIFEST).write_text(json.dumps(manifest))
+    return read_network(folder)
+
+
+@cache
+def chosen_design() -> Files:
+    """Return what a run leaves of one design, and the manifest last."""
+    row = dict.fromkeys(COLUMNS, "1") | {"design_id": 5, "arch": "|".join(["skip"] * 22)}
+    row |= {"cut": 5, "mask": "10101010", "bits": 8}
+    file = io.StringIO()
+    rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    rows.writerow(row)
+    config = {"dataset": {"name": "fashion_mnist", "geometry": 32}, "evaluator": FAST}
+    document = {
+        "format": "nasc_evo run 1",
+        "identity": {"problem": fbnet_problem().describe()},
+        "config": config,
+    }
+    return {
+        MANIFEST: json.dumps(document).encode(),
+        "pareto.csv": file.getvalue().encode(),
+        "pareto.json": json.dumps({"recommended": {"design_id": 5}}).encode(),
+    }
+
+
+def read_chosen_design(folder: Path) -> Any:
+    chosen = choose(folder, None)
+    return chosen.design, inherited_weights(folder, chosen)
+
+
+@cache
 def configuration() -> Files:
     return {"link/mine.yaml": (config_folder() / "link" / "lte.yaml").read_bytes()}
 
@@ -559,6 +613,13 @@ READERS = {
         ("weights.safetensors",),
         (Layer(safetensors_header, with_safetensors_header),),
         SAFETENSORS_HEADER,
+    ),
+    "chosen_design": Reader(chosen_design, read_chosen_design, document=JSON),
+    "network": Reader(
+        network_files, read_network, (deploy.MANIFEST,), document=JSON, step=NETWORK_STEP
+    ),
+    "network_part": Reader(
+        network_files, read_network_part, ("head.safetensors",), step=NETWORK_STEP
     ),
     "weight_manifest": Reader(weight_files, read_weight_manifest, ("weights.json",), document=JSON),
     "image_arrays": Reader(
