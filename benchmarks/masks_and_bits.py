@@ -7,7 +7,7 @@ Random networks of the FBNet supernet that ships, without retraining. At each in
 8, 4, 2 or 1 of 8 channel groups at 8 bits, the most important groups or random ones, and all groups
 at 8, 6, 4 and 2 bits; accuracy lost is that against the same network without a cut, on the same
 images. Batch-norm statistics come from calibration images that went through the same mask and
-quantiser, as in a search. Blocks before a cut are computed once for all that is sent there.
+quantiser, as in a search.
 
 One line a network goes to a file beside the result; a benchmark that was stopped goes on with it.
 `--picture` draws the result of an earlier run again.
@@ -15,98 +15,50 @@ One line a network goes to a file beside the result; a benchmark that was stoppe
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import RESULTS, write_result
-from torch import Tensor
 
 from nasc_evo.assembly import build_dataset
-from nasc_evo.space import FBNetSpace, SplitSpace
-from nasc_evo.supernet.blocks import Block, Calibration
-from nasc_evo.supernet.evaluation import DTYPES, SupernetEvaluator
-from nasc_evo.supernet.inputs import to_input
-from nasc_evo.supernet.model import run_blocks
-from nasc_evo.supernet.transmission import channel_mask, transmit
+from nasc_evo.space import Design, FBNetSpace, SplitSpace
+from nasc_evo.supernet.evaluation import SupernetEvaluator
 from nasc_evo.supernet.weights import find_weights, load_importance
 
 GROUPS = 8
 KEPT = (8, 4, 2, 1)
 ORDERS = ("importance", "random")
 BITS = (8, 6, 4, 2)
-CHUNK = 64
 SEED = 1
 PICTURE = Path(__file__).parents[1] / "docs" / "masks_and_bits.png"
 
 
-class Measurement:
-    """Scores what a network sends at its cuts.
+def sent_at(space: SplitSpace, cut: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Yield order, number of kept groups, mask and bits of everything that is tried at a cut."""
+    orders = {"importance": space.importance[cut], "random": rng.permutation(GROUPS)}
+    for name, order in orders.items():
+        for kept in KEPT[1:]:
+            mask = "".join("1" if group in order[:kept] else "0" for group in range(GROUPS))
+            yield {"cut": cut, "order": name, "kept": kept, "bits": 8, "mask": mask}
+    for bits in BITS:
+        yield {"cut": cut, "order": "all", "kept": GROUPS, "bits": bits, "mask": "1" * GROUPS}
 
-    Args:
-        evaluator: Whose supernet, images and numerics are used.
-        space: With the importance of groups.
-        images: How many search images score.
-        calibration_images: How many training images give batch norm its statistics.
-    """
 
-    def __init__(
-        self,
-        evaluator: SupernetEvaluator,
-        space: SplitSpace,
-        images: int,
-        calibration_images: int,
-    ) -> None:
-        self.supernet, self.space = evaluator.supernet, space
-        dtype, dataset = DTYPES[evaluator.dtype], evaluator.dataset
-        calibration = dataset.split("calibration").first(calibration_images)
-        scored = dataset.split("search").first(images)
-        self.calibration = to_input(calibration.x, dataset, evaluator.device, dtype)
-        self.x = to_input(scored.x, dataset, evaluator.device, dtype)
-        self.y = torch.from_numpy(scored.y).to(evaluator.device)
-
-    def accuracy(self, blocks: Sequence[Block], calibration: Tensor, x: Tensor) -> float:
-        """Return the accuracy of the rest of a network on what enters it."""
-        unit = Calibration()
-        run_blocks(blocks, calibration, unit)
-        correct = 0
-        for part, labels in zip(x.split(CHUNK), self.y.split(CHUNK), strict=True):
-            correct += int((run_blocks(blocks, part, unit.folded()).argmax(1) == labels).sum())
-        return correct / len(self.y)
-
-    def masks(self, cut: int, rng: np.random.Generator) -> Iterator[tuple[str, int, str, int]]:
-        """Yield order, kept groups, mask and bits of everything that is tried at a cut."""
-        orders = {"importance": self.space.importance[cut], "random": rng.permutation(GROUPS)}
-        for name, order in orders.items():
-            for kept in KEPT[1:]:
-                chosen = "".join("1" if group in order[:kept] else "0" for group in range(GROUPS))
-                yield name, kept, chosen, 8
-        for bits in BITS:
-            yield "all", GROUPS, "1" * GROUPS, bits
-
-    @torch.inference_mode()
-    def network(self, ops: tuple[int, ...], rng: np.random.Generator) -> dict[str, Any]:
-        """Return the accuracy of a network without a cut and of what it sends at each cut."""
-        blocks = self.supernet.blocks(ops)
-        calibration, x = self.calibration, self.x
-        result: dict[str, Any] = {"whole": self.accuracy(blocks, calibration, x), "sent": []}
-        for cut in range(1, len(blocks)):
-            before = blocks[cut - 1 : cut]
-            unit = Calibration()
-            calibration = run_blocks(before, calibration, unit)
-            x = torch.cat([run_blocks(before, part, unit.folded()) for part in x.split(CHUNK)])
-            for order, kept, mask, bits in self.masks(cut, rng):
-                channels = channel_mask(mask, x.shape[1]).to(x.device)
-                accuracy = self.accuracy(
-                    blocks[cut:],
-                    transmit(calibration, channels, bits),
-                    transmit(x, channels, bits),
-                )
-                row = {"cut": cut, "order": order, "kept": kept, "bits": bits, "mask": mask}
-                result["sent"].append(row | {"accuracy": accuracy})
-        return result
+def measure(evaluator: SupernetEvaluator, space: SplitSpace, number: int) -> dict[str, Any]:
+    """Return the accuracy of a random network without a cut and of what it sends at each cut."""
+    rng = np.random.default_rng([SEED, number])
+    architecture = space.architecture
+    ops = tuple(int(op) for op in rng.integers(0, 9, architecture.n_genes))
+    arch, n = architecture.format(np.array(ops)), architecture.n_blocks
+    rows = [row for cut in range(1, n) for row in sent_at(space, cut, rng)]
+    designs = [Design(arch, ops, (r["cut"],), (r["mask"],), (r["bits"],)) for r in rows]
+    scores = dict(evaluator.evaluate([Design(arch, ops, (n,), ("",), (0,)), *designs]))
+    whole, *accuracies = (1 - scores[i].error for i in range(len(scores)))
+    for row, accuracy in zip(rows, accuracies, strict=True):
+        row["accuracy"] = accuracy
+    return {"arch": arch, "whole": whole, "sent": rows}
 
 
 def summary(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -225,7 +177,6 @@ def main() -> None:
         images=args.images,
         calibration_images=args.calibration_images,
     )
-    torch.set_num_threads(args.threads)
     identity = {"evaluator": evaluator.describe(), "seed": SEED, "groups": GROUPS, "bits": BITS}
     identity = json.loads(json.dumps(identity))
     work = out.with_suffix(".partial.jsonl")
@@ -233,15 +184,12 @@ def main() -> None:
     with open(work, "w", encoding="utf-8") as file:
         for line in [identity, *networks]:
             file.write(json.dumps(line) + "\n")
-        measurement = Measurement(evaluator, space, args.images, args.calibration_images)
         for number in range(len(networks), args.networks):
-            rng = np.random.default_rng([SEED, number])
-            ops = tuple(int(op) for op in rng.integers(0, 9, architecture.n_genes))
-            done = {"arch": architecture.format(np.array(ops))} | measurement.network(ops, rng)
+            done = measure(evaluator, space, number)
             networks.append(done)
             file.write(json.dumps(done) + "\n")
             file.flush()
-            print(f"{number + 1}/{args.networks} networks, {done['whole']:.3f} without a cut")
+            print(f"{number + 1}/{args.networks}: {done['whole']:.3f} without a cut", flush=True)
     figures = {
         "dataset": dataset.name,
         "images": args.images,
