@@ -1,6 +1,6 @@
 """Accuracy against the share of channels that is sent, and against bits, at every cut.
 
-    python benchmarks/masks_and_bits.py [--networks 4] [--images 192] [--dataset fashion_mnist]
+    python benchmarks/masks_and_bits.py [--networks 8] [--images 128] [--dataset fashion_mnist]
         [--weights FILE] [--processor cuda]
 
 Random networks of the FBNet supernet that ships, without retraining. At each inner cut they send
@@ -87,19 +87,17 @@ def find(rows: list[dict[str, Any]], order: str, kept: int, bits: int) -> list[d
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the mean over cuts of the median loss, in points, as a Markdown table."""
-    settings = [
-        *((order, kept, 8) for order in ORDERS for kept in KEPT),
-        *(("all", GROUPS, bits) for bits in BITS),
+    """Return the median loss at every cut, in points, and its mean over cuts, as Markdown."""
+    settings = [(order, kept, 8) for order in ORDERS for kept in KEPT[1:]]
+    settings += [("all", GROUPS, bits) for bits in BITS]
+    names = [
+        f"{bits} bits" if kept == GROUPS else f"{kept}/{GROUPS} {order}"
+        for order, kept, bits in settings
     ]
-    lines = ["| sent | bits | early cuts 1-8 | cuts 9-16 | late cuts 17-23 |", "|" + " --- |" * 5]
-    for order, kept, bits in dict.fromkeys(
-        ("all" if kept == GROUPS else order, kept, bits) for order, kept, bits in settings
-    ):
-        losses = [100 * row["median_loss"] for row in find(rows, order, kept, bits)]
-        parts = (np.mean(part) for part in (losses[:8], losses[8:16], losses[16:]))
-        which = "all groups" if kept == GROUPS else f"{kept}/{GROUPS}, by {order}"
-        lines.append(f"| {which} | {bits} | {' | '.join(f'{part:.1f}' for part in parts)} |")
+    losses = np.array([[100 * r["median_loss"] for r in find(rows, *which)] for which in settings])
+    lines = [f"| cut | {' | '.join(names)} |", "|" + " --- |" * (1 + len(names))]
+    for cut, column in [*enumerate(losses.T, start=1), ("mean", losses.mean(axis=1))]:
+        lines.append(f"| {cut} | {' | '.join(f'{value:.1f}' for value in column)} |")
     return "\n".join(lines)
 
 
@@ -151,8 +149,8 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--processor", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--networks", type=int, default=4)
-    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--networks", type=int, default=8)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--calibration-images", type=int, default=64)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path, help="only draw this result")

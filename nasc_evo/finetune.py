@@ -48,6 +48,8 @@ def run(config: Any) -> int:
         raise UserError(f"mode must be one of {', '.join(MODES)}, got '{config.mode}'.")
     if config.max_minutes is not None and not config.max_minutes > 0:
         raise UserError(f"max_minutes must be above 0, got {config.max_minutes}.")
+    if config.mode == "inherit" and config.resume is not None:
+        raise UserError("mode=inherit trains nothing, so that there is nothing to resume.")
     if config.onnx and find_spec("onnx") is None:
         raise UserError("onnx=true needs onnx; install it with `pip install 'nasc-evo[onnx]'`.")
     chosen = choose(Path(config.run), config.design)
@@ -111,6 +113,9 @@ def choose(path: Path, design_id: int | None) -> Chosen:
         )
         SplitSpace(space, mask_groups=genes["mask_groups"], n_links=len(cuts)).batch([design])
         evaluator = dict(config["evaluator"])
+        n = evaluator.setdefault("calibration_images")
+        if n is not None and (type(n) is not int or n < 1):
+            raise TypeError("the number of calibration images is no whole number")
         details = {
             "design_id": design_id,
             "error": float(row["error"]),
@@ -168,7 +173,7 @@ def inherit(chosen: Chosen, weights: Path, folder: Path) -> Path:
     from nasc_evo.supernet.weights import load_supernet
 
     supernet = load_supernet(chosen.space, chosen.dataset, weights)
-    images = chosen.evaluator.get("calibration_images")
+    images = chosen.evaluator["calibration_images"]
     network = deploy(supernet, chosen.design, chosen.dataset, images)
     details = {"mode": "inherit", **chosen.details}
     return save_scored(network, chosen.dataset, folder, chosen.mask_groups, details)

@@ -89,6 +89,7 @@ def test_training_one_network_stops_and_goes_on(cli, run, tmp_path):
         (["run=r", "mode=copy"], "mode must be one of inherit, finetune, scratch, got 'copy'"),
         (["run=r", "max_minutes=0"], "max_minutes must be above 0"),
         (["run=r", "resume=none"], "resume=none holds no checkpoint.pt"),
+        (["run=r", "resume=r", "mode=inherit"], "there is nothing to resume"),
         (["run=r", "training=default"], "has no option training.cuda_graphs"),
         (["run=r", "training.epochs=0"], "training.epochs must be above 0"),
     ],
