@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nasc_evo.config import load_group_option
+from nasc_evo.config import group_options, load_group_option
 from nasc_evo.cost import Chain, CostTable, Link, Node, Queue
 from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.data import ImageDataset, get_dataset
@@ -25,15 +25,20 @@ NodeLike = str | os.PathLike[str] | Mapping[str, Any] | CostTable
 
 
 def build_dataset(dataset: str | Mapping[str, Any] | ImageDataset) -> ImageDataset:
-    """Return a data set given by name, by `{name, geometry}` or as an object."""
+    """Return a data set given by name, by the path of a folder, by its fields or as an object."""
     if isinstance(dataset, ImageDataset):
         return dataset
     if isinstance(dataset, str):
+        options = group_options("dataset")
+        if dataset not in options and (os.sep in dataset or Path(dataset).is_dir()):
+            return get_dataset("folder", path=dataset)
         return get_dataset(dataset)
     values = dict(dataset) if isinstance(dataset, Mapping) else {}
-    if set(values) != {"name", "geometry"}:
-        raise UserError(f"A data set is given by name and geometry, got {dataset}.")
-    return get_dataset(str(values["name"]), values["geometry"])
+    if not {"name", "geometry"} <= set(values) or not all(isinstance(key, str) for key in values):
+        raise UserError(
+            f"A data set is given by fields, name and geometry at least, got {dataset}."
+        )
+    return get_dataset(**{**values, "name": str(values["name"])})
 
 
 def build_architecture(name: str, dataset: ImageDataset) -> ArchitectureSpace:

@@ -32,6 +32,8 @@ EXIT_INFEASIBLE = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 TERMINATED = "terminated by SIGTERM"
+EXAMPLES = {"dataset.path": "photos", "run": "outputs/fbnet-edgegpu/<date_time>"}
+"""What a field that must be given may be; else a table."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -131,6 +133,19 @@ class TrainConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """The frame of `configs/finetune.yaml`."""
+
+    training: Any = MISSING
+    run: str = MISSING
+    design: int | None = None
+    mode: str = MISSING
+    onnx: bool = MISSING
+    max_minutes: float | None = None
+    resume: str | None = None
+
+
+@dataclass
 class MeasureConfig:
     """The frame of `configs/measure.yaml`."""
 
@@ -164,6 +179,7 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
+    store.store(name="finetune_schema", node=FinetuneConfig)
     store.store(name="truth_schema", node=TruthConfig)
     store.store(name="compare_schema", node=CompareConfig)
     for group, source in ALIASES.items():
@@ -231,7 +247,8 @@ def check_filled(config: Any) -> None:
     """Raise a UserError where a configuration leaves a field open that the user must give."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"{missing[0]} must be given, such as {missing[0]}=my.csv.")
+        example = EXAMPLES.get(missing[0], "my.csv")
+        raise UserError(f"{missing[0]} must be given, such as {missing[0]}={example}.")
 
 
 class JobEnded(Exception):  # noqa: N818 - not always an error
@@ -260,6 +277,16 @@ class SweepNotes(Callback):
         print(f"Collect its runs: python -m nasc_evo.collect {config.hydra.sweep.dir}", flush=True)
 
 
+def own_images(word: str) -> list[str]:
+    """Return the overrides that a word stands for: `dataset=<folder>` is one of two fields."""
+    key, _, value = word.partition("=")
+    named = key != "dataset" or value in group_options("dataset")
+    if named or not value or not Path(value).expanduser().is_dir():
+        return [word]
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    return ["dataset=folder", f"dataset.path='{quoted}'"]
+
+
 def launch(config_name: str, task: Callable[[Any], int]) -> None:
     """Run a Hydra application and exit the process.
 
@@ -273,6 +300,7 @@ def launch(config_name: str, task: Callable[[Any], int]) -> None:
     register()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.argv[1:] = [override for word in sys.argv[1:] for override in own_images(word)]
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     parent = os.getpid()
     codes = []  # of the jobs in this process
@@ -350,9 +378,9 @@ def _readable(error: BaseException) -> str:
         missing = text.split("Could not find '", 1)[1].split("'", 1)[0]
         group, _, option = missing.rpartition("/")
         if group and group_options(group):
-            return (
-                f"There is no {group} '{option}'; available are {', '.join(group_options(group))}."
-            )
+            hint = " or the folder of your own images" if group == "dataset" else ""
+            options = ", ".join(group_options(group))
+            return f"There is no {group} '{option}'; available are {options}{hint}."
         if group == "hydra/launcher":
             return (
                 f"There is no launcher '{option}' here; submitit_slurm, submitit_local and joblib "

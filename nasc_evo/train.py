@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nasc_evo.errors import UserError
-from nasc_evo.hydra_app import EXIT_INTERRUPTED, launch
+from nasc_evo.hydra_app import EXIT_INTERRUPTED, check_filled, launch
 
 
 def main() -> None:
@@ -23,6 +23,7 @@ def run(config: Any) -> int:
     from nasc_evo.report.display import TrainingDisplay, short_path
     from nasc_evo.supernet.training import Trainer, TrainingConfig
 
+    check_filled(OmegaConf.create({"dataset": config.dataset}))  # the problem is a name here
     max_minutes = config.max_minutes
     if max_minutes is not None and not max_minutes > 0:
         raise UserError(f"max_minutes must be above 0, got {max_minutes}.")

@@ -23,7 +23,8 @@ class FBNetSplit(SplitProblem):
             `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
-        dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
+        dataset: `fashion_mnist`, `cifar100`, the path of a folder of images, an
+            :class:`ImageDataset`, or its fields `{name, geometry, ...}`.
         evaluator: Options of :class:`nasc_evo.supernet.evaluation.SupernetEvaluator`, or any
             :class:`Evaluator`.
         chain: `{nodes, links, roles, min_last_blocks, result_bytes}` in place of device, link and

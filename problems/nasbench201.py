@@ -27,7 +27,8 @@ class NASBench201Split(SplitProblem):
             `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
-        dataset: `fashion_mnist`, `cifar100`, an :class:`ImageDataset`, or `{name, geometry}`.
+        dataset: `fashion_mnist`, `cifar100`, the path of a folder of images, an
+            :class:`ImageDataset`, or its fields `{name, geometry, ...}`.
         evaluator: `"tabular"` for the official accuracies (CIFAR-100; mask and bits are then no
             genes, since no table knows their effect), options of
             :class:`nasc_evo.supernet.evaluation.SupernetEvaluator`, or any :class:`Evaluator`.

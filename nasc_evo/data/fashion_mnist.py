@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nasc_evo.data.images import HeldOutDataset, Images, check_sha256, data_folder, fetch, read_npz
-from nasc_evo.errors import UserError, one_line
-from nasc_evo.files import read_gzip
+from nasc_evo.data.images import (
+    HeldOutDataset,
+    Images,
+    check_sha256,
+    data_folder,
+    fetch,
+    read_idx,
+    read_npz,
+)
 
 URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 FILE_MD5 = {
@@ -102,29 +108,3 @@ class FashionMnist(HeldOutDataset):
             if path.is_file():
                 return path
         return fetch(URL + name, f"md5:{FILE_MD5[name]}", f"Fashion-MNIST {name}")
-
-
-def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read a gzipped IDX file of unsigned bytes.
-
-    Args:
-        path: The file.
-        shape: Shape the array must have.
-
-    Raises:
-        UserError: If the file is damaged or holds another array.
-    """
-    size = int(np.prod(shape))
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
-    try:
-        content = read_gzip(path, len(header) + size)
-    except OSError as error:
-        raise UserError(
-            f"The file {path} is damaged ({one_line(error)}); replace it by the official one."
-        ) from error
-    if not content.startswith(header) or len(content) != len(header) + size:
-        raise UserError(
-            f"The file {path} is no IDX file of {shape} unsigned bytes; "
-            "replace it by the official one."
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=len(header)).reshape(shape)

@@ -6,6 +6,8 @@ test images) is for final figures alone.
 """
 
 import hashlib
+import inspect
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import pooch
 from numpy.typing import NDArray
 
 from nasc_evo.errors import UserError, one_line
-from nasc_evo.files import read_arrays
+from nasc_evo.files import read_arrays, read_bytes, read_gzip
 
 SPLITS = ("train", "calibration", "search", "test")
 CALIBRATION_IMAGES = 512
@@ -87,6 +89,21 @@ class ImageDataset(ABC):
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def arguments(self) -> str:
+        """The options of a command line that name this set."""
+        geometry = "" if self.geometry == 32 else f" dataset.geometry={self.geometry}"
+        return f"dataset={self.name}{geometry}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what must be equal for weights to be those of this set."""
+        return {
+            "geometry": self.geometry,
+            "dataset": self.name,
+            "n_classes": self.n_classes,
+            "class_names": list(self.class_names),
+        }
+
     def split(self, name: str) -> Images:
         """Return one split.
 
@@ -109,11 +126,12 @@ class ImageDataset(ABC):
 
 
 def stratified_order(y: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return a random order of all indices in which every prefix is balanced over the classes."""
+    """Return a random order of all indices in which every prefix holds each class in its share."""
     rank = np.empty(len(y))
     for label in np.unique(y):
         members = np.flatnonzero(y == label)
-        rank[members] = rng.permutation(len(members)) + rng.random(len(members))
+        places = rng.permutation(len(members)) + rng.random(len(members))
+        rank[members] = places / len(members)
     return np.argsort(rank, kind="stable")
 
 
@@ -253,19 +271,62 @@ def check_sha256(arrays: dict[str, NDArray], expected: dict[str, str], origin: s
             )
 
 
-def get_dataset(name: str, geometry: int = 32) -> ImageDataset:
-    """Return a data set by its name.
+def read_idx(path: Path, shape: tuple[int | None, ...]) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, compressed by gzip where its name ends with `.gz`.
+
+    Args:
+        path: The file.
+        shape: Shape the array must have; None allows any length.
 
     Raises:
-        UserError: If there is no set of this name.
+        UserError: If the file is damaged or holds another array.
+    """
+    offset = 4 + 4 * len(shape)
+    known = [n for n in shape if n is not None]
+    limit = offset + int(np.prod(known)) if len(known) == len(shape) else MAX_NPZ_BYTES
+    try:
+        read = read_gzip if path.suffix == ".gz" else read_bytes
+        content = read(path, limit)
+    except OSError as error:
+        raise UserError(
+            f"The file {path} is damaged ({one_line(error)}); replace it by the official one."
+        ) from error
+    found = tuple(np.frombuffer(content[4:offset].ljust(offset - 4), dtype=">u4").tolist())
+    fits = all(want in (None, have) for want, have in zip(shape, found, strict=True))
+    magic = bytes([0, 0, 8, len(shape)])
+    if not (content.startswith(magic) and fits and len(content) == offset + math.prod(found)):
+        raise UserError(
+            f"The file {path} is no IDX file of {shape} unsigned bytes; "
+            "replace it by the official one."
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=offset).reshape(found)
+
+
+def get_dataset(name: str, geometry: int = 32, **options: Any) -> ImageDataset:
+    """Return a data set by its name.
+
+    Args:
+        name: `cifar100`, `fashion_mnist`, or `folder` for images of one's own.
+        geometry: Side of the images that networks see.
+        options: Of :class:`nasc_evo.data.folder.FolderDataset`.
+
+    Raises:
+        UserError: If there is no set of this name, or an option is unknown or out of range.
     """
     from nasc_evo.data.cifar100 import Cifar100
     from nasc_evo.data.fashion_mnist import FashionMnist
+    from nasc_evo.data.folder import FolderDataset
 
-    datasets: dict[str, Callable[[int], ImageDataset]] = {
+    datasets: dict[str, Callable[..., ImageDataset]] = {
         "cifar100": Cifar100,
         "fashion_mnist": FashionMnist,
+        "folder": FolderDataset,
     }
     if name not in datasets:
         raise UserError(f"There is no data set '{name}'; available are {', '.join(datasets)}.")
-    return datasets[name](geometry)
+    kind = datasets[name]
+    try:
+        inspect.signature(kind).bind(geometry=geometry, **options)
+    except TypeError as error:
+        raise UserError(f"The data set {name} has wrong options: {one_line(error)}.") from error
+    return kind(geometry=geometry, **options)

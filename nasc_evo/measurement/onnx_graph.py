@@ -119,7 +119,8 @@ class _Graph:
             if block.mean and len(values) > 1:
                 total = self.add("Mul", total, self.weight(np.array(1 / len(values), np.float32)))
             nodes[node] = total
-        return nodes[block.n_nodes - 1]
+        output = nodes.get(block.n_nodes - 1)
+        return output or self.add("Mul", x, self.weight(np.array(0, np.float32)))
 
     def reduction(self, block: ReductionBlock, x: str) -> str:
         y = self.conv(self.conv(self.add("Relu", x)))

@@ -167,9 +167,8 @@ class TrainingDisplay(ProgressDisplay):
     def update(self, progress: TrainingProgress) -> None:
         """Show the state after a step."""
         if progress.validation is not None:
-            largest, median = progress.validation["largest"], progress.validation["median"]
-            accuracies = f"{100 * largest:.1f} % largest, {100 * median:.1f} % median"
-            self.validation = f", accuracy {accuracies}"
+            accuracies = (f"{100 * v:.1f} % {name}" for name, v in progress.validation.items())
+            self.validation = f", accuracy {', '.join(accuracies)}"
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
         state = f"{progress.images_per_second:.0f} images/s{loss}{self.validation}"
         line = f"{progress.step}/{progress.steps} steps, {state}"

@@ -1,12 +1,28 @@
 """From stored uint8 images to the normalised tensors that networks see."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nasc_evo.data.images import ImageDataset
+
+class InputFormat(Protocol):
+    """How stored images become inputs; every :class:`nasc_evo.data.ImageDataset` says so.
+
+    Attributes:
+        geometry: Side of an input in pixels.
+        padding: Zero pixels added on each side first.
+        mean: Mean of the pixels in 0..1, a channel.
+        std: Their standard deviation.
+    """
+
+    geometry: int
+    padding: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 def to_uint8(x: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -14,7 +30,7 @@ def to_uint8(x: NDArray[np.uint8], device: torch.device) -> Tensor:
     return torch.tensor(x).to(device).permute(0, 3, 1, 2)
 
 
-def pad_and_resize(x: Tensor, dataset: ImageDataset) -> Tensor:
+def pad_and_resize(x: Tensor, dataset: InputFormat) -> Tensor:
     """Return float images in 0..1, `[N, 3, geometry, geometry]`, of uint8 `[N, C, H, W]`."""
     images = F.pad(x, (dataset.padding,) * 4).float() / 255
     if images.shape[1] == 1:
@@ -25,7 +41,7 @@ def pad_and_resize(x: Tensor, dataset: ImageDataset) -> Tensor:
     return images
 
 
-def normalize(x: Tensor, dataset: ImageDataset, dtype: torch.dtype) -> Tensor:
+def normalize(x: Tensor, dataset: InputFormat, dtype: torch.dtype) -> Tensor:
     """Return images in 0..1 normalised by the data set's mean and deviation, channels last."""
     mean = torch.tensor(dataset.mean, device=x.device)[:, None, None]
     std = torch.tensor(dataset.std, device=x.device)[:, None, None]
@@ -33,7 +49,7 @@ def normalize(x: Tensor, dataset: ImageDataset, dtype: torch.dtype) -> Tensor:
 
 
 def to_input(
-    x: NDArray[np.uint8], dataset: ImageDataset, device: torch.device, dtype: torch.dtype
+    x: NDArray[np.uint8], dataset: InputFormat, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return stored images as network inputs `[N, 3, geometry, geometry]`."""
     return normalize(pad_and_resize(to_uint8(x, device), dataset), dataset, dtype)

@@ -10,9 +10,9 @@ class TrainingProgress:
     Attributes:
         step: Steps done.
         steps: Steps in all.
-        loss: Of the largest network, at the last step that looked.
+        loss: Of the largest, or the one, network, at the last step that looked.
         images_per_second: Images through one path forward and backward, since this start.
-        validation: Accuracies (`largest`, `median`, `lowest`), None if this step had none.
+        validation: Accuracies by name, None if this step had none.
     """
 
     step: int

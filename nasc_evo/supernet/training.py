@@ -152,6 +152,9 @@ class TrainingConfig:
 class Trainer:
     """Trains the supernet of a space on a data set.
 
+    Attributes:
+        criterion: Which of the accuracies of :meth:`validate` says what weights are the best.
+
     Args:
         space: Space of architectures.
         dataset: Training images.
@@ -161,6 +164,8 @@ class Trainer:
     Raises:
         UserError: If the checkpoint belongs to another recipe or is damaged.
     """
+
+    criterion = "median"
 
     def __init__(
         self,
@@ -202,7 +207,7 @@ class Trainer:
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.seconds = 0.0
-        self.best: dict[str, Any] = {"median": -1.0}
+        self.best: dict[str, Any] = {self.criterion: -1.0}
         self.checkpoint = folder / "checkpoint.pt"
         self._log_file = folder / "log.csv"
         if self.checkpoint.exists():
@@ -331,11 +336,13 @@ class Trainer:
             p.grad = torch.zeros_like(p)
         return BlockGraphs(self.supernet, self.config.batch_size, self.dtype)
 
-    def train_step(self) -> Tensor:
-        """Do one step; return the loss of the largest network, of a random one if it took no part.
+    @property
+    def networks_a_step(self) -> float:
+        """Networks that a step trains, in the mean."""
+        return self.config.random_paths + 1 / self.config.largest_every
 
-        Random networks learn from the largest one's answers, the labels, or a mixture of both.
-        """
+    def train_step(self) -> Tensor:
+        """Do one step; return its loss, see :meth:`add_gradients`."""
         config, step = self.config, self.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -344,6 +351,26 @@ class Trainer:
         smoothing = config.label_smoothing
         target = F.one_hot(y, self.space.n_classes) * (1 - smoothing)
         x, target = self.mix(x, target + smoothing / self.space.n_classes, step)
+        loss = self.add_gradients(x, target)
+        torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))
+        parameters = [p.detach() for p in self.supernet.parameters()]
+        torch._foreach_lerp_(self.averaged, parameters, 1 - decay)
+        self.step += 1
+        return loss.detach()
+
+    def add_gradients(self, x: Tensor, target: Tensor) -> Tensor:
+        """Add the gradients of a step; return the loss of the largest network.
+
+        Random networks learn from the largest one's answers, the labels, or a mixture of both.
+        Where the largest network takes no part, the loss is that of a random one.
+
+        Args:
+            x: Images.
+            target: Probabilities of their labels, `[N, classes]`.
+        """
+        config, step = self.config, self.step
         loss = None
         trains_largest = step % config.largest_every == 0
         if trains_largest or config.distillation > 0:
@@ -362,14 +389,8 @@ class Trainer:
             random_loss = F.cross_entropy(student, target)
             random_loss.backward()
             loss = random_loss if loss is None else loss
-        torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), config.gradient_clip)
-        self.optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        parameters = [p.detach() for p in self.supernet.parameters()]
-        torch._foreach_lerp_(self.averaged, parameters, 1 - decay)
-        self.step += 1
         assert loss is not None
-        return loss.detach()
+        return loss
 
     def run(
         self,
@@ -391,7 +412,7 @@ class Trainer:
         start = saved = time.monotonic()
         clock = None
         first_step = self.step
-        paths = self.config.random_paths + 1 / self.config.largest_every
+        paths = self.networks_a_step
         loss_shown = None
         try:
             while self.progress < 1:
@@ -432,14 +453,14 @@ class Trainer:
 
     def _validate_and_keep(self, loss: float | None, rate: float) -> dict[str, float]:
         validation = self.validate(self.averaged_supernet())
-        if validation["median"] >= self.best["median"]:
+        if validation[self.criterion] >= self.best[self.criterion]:
             weights = [p.cpu().clone() for p in self.averaged]
             self.best = {**validation, "step": self.step, "weights": weights}
         row = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "loss_largest": loss,
+            "loss": loss,
             **validation,
             "images_per_second": round(rate, 1),
         }
@@ -531,16 +552,18 @@ class Trainer:
         importance = self.channel_importance(supernet)
         return save_supernet(supernet, self.dataset, self.folder, importance, details)
 
-    def _identity(self) -> str:
+    def identity(self) -> dict[str, Any]:
         """Return what must be equal for a checkpoint to go on here."""
-        identity = {
+        return {
             "space": self.space.name,
             "geometry": self.space.geometry,
             "dataset": self.dataset.name,
             "train_sha256": self.train_sha256,
             "recipe": asdict(self.config) | {"processor": "", "threads": 0},
         }
-        return json.dumps(identity, sort_keys=True)
+
+    def _identity(self) -> str:
+        return json.dumps(self.identity(), sort_keys=True)
 
     def save(self) -> None:
         """Write the checkpoint; a crash while writing leaves the earlier one."""

@@ -1,7 +1,7 @@
 """What a tensor goes through at the cut: channel mask and quantiser.
 
-Training and evaluation use this one function, so that what a search asks for is exactly what the
-supernet has seen.
+Training, evaluation and deployment use the same functions, so that what a search asks for is
+exactly what the supernet has seen and what is sent in the end.
 """
 
 import torch
@@ -32,12 +32,21 @@ def quantize(x: Tensor, bits: int) -> Tensor:
         else:
             low = to_half(-_largest(-values))
             high = to_half(_largest(values))
-            levels = 2**bits - 1
-            step = (high - low) / levels
-            codes = ((values - low) / step.clamp_min(1e-12)).round_().clamp_(0, levels)
-            sent = codes.mul_(step).add_(low)
+            sent = reconstruct(encode(values, low, high, bits), low, high, bits)
         sent = sent.to(x.dtype)
     return x + (sent - x).detach() if x.requires_grad else sent
+
+
+def encode(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Return the whole numbers, as floats, that stand for values between `low` and `high`."""
+    levels = 2**bits - 1
+    step = (high - low) / levels
+    return ((values - low) / step.clamp_min(1e-12)).round_().clamp_(0, levels)
+
+
+def reconstruct(codes: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Return, in place of codes of :func:`encode`, the values that they stand for."""
+    return codes.mul_((high - low) / (2**bits - 1)).add_(low)
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -51,11 +51,10 @@ def find_weights(
         return file
     file = PRETRAINED / f"{weights_name(space, dataset)}.safetensors"
     if not file.is_file():
-        geometry = "" if dataset.geometry == 32 else f" dataset.geometry={dataset.geometry}"
         raise UserError(
             f"No weights ship for {space.name} on {dataset.name} at {dataset.geometry}x"
             f"{dataset.geometry}: train them with `python -m nasc_evo.train problem={space.name} "
-            f"dataset={dataset.name}{geometry}` and pass evaluator.weights=<file>.safetensors."
+            f"{dataset.arguments}` and pass evaluator.weights=<file>.safetensors."
         )
     return file
 
@@ -75,12 +74,7 @@ def read_manifest(path: Path, space: ArchitectureSpace, dataset: ImageDataset) -
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{manifest_path} is no manifest of format '{FORMAT}'.")
-    wanted = {
-        "space": space.name,
-        "geometry": space.geometry,
-        "dataset": dataset.name,
-        "n_classes": dataset.n_classes,
-    }
+    wanted = {"space": space.name, **dataset.describe()}
     for key, value in wanted.items():
         if manifest.get(key) != value:
             raise UserError(
@@ -109,10 +103,10 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is damaged.
     """
-    return _read_tensors(path, "pt", lambda name: not name.startswith(IMPORTANCE_PREFIX))
+    return read_tensors(path, "pt", lambda name: not name.startswith(IMPORTANCE_PREFIX))
 
 
-def _read_tensors(path: Path, framework: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
+def read_tensors(path: Path, framework: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
     """Return the tensors whose names are wanted, a UserError if the file is damaged."""
     try:
         with open(path, "rb") as content:
@@ -154,7 +148,7 @@ def load_importance(path: Path) -> dict[int, NDArray[np.float64]]:
     Raises:
         UserError: If the file is damaged.
     """
-    tensors = _read_tensors(path, "numpy", lambda name: name.startswith(IMPORTANCE_PREFIX))
+    tensors = read_tensors(path, "numpy", lambda name: name.startswith(IMPORTANCE_PREFIX))
     try:
         if any(scores.dtype.kind != "f" for scores in tensors.values()):
             raise ValueError("an importance of channels is no float")
@@ -201,10 +195,7 @@ def save_supernet(
     manifest = {
         "format": FORMAT,
         "space": space.name,
-        "geometry": space.geometry,
-        "dataset": dataset.name,
-        "n_classes": dataset.n_classes,
-        "class_names": list(dataset.class_names),
+        **dataset.describe(),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "precision": "float16",

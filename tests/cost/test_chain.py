@@ -175,6 +175,16 @@ def test_device_cloud_device_returns_nothing_from_the_last_node():
         (
             {
                 "radio": {
+                    "alpha_up_mw_per_mbps": 1,
+                    "alpha_down_mw_per_mbps": 1,
+                    "beta_mw": {"a": 1},
+                }
+            },
+            "link.radio needs exactly the numbers",
+        ),
+        (
+            {
+                "radio": {
                     "alpha_up_mw_per_mbps": -1.0,
                     "alpha_down_mw_per_mbps": 0.0,
                     "beta_mw": 0.0,

@@ -7,8 +7,8 @@ import pytest
 
 from nasc_evo.data import get_dataset
 from nasc_evo.data.cifar100 import RECORD_BYTES, read_archive
-from nasc_evo.data.fashion_mnist import EMBEDDED, FashionMnist, read_idx
-from nasc_evo.data.images import read_npz, stratified_order
+from nasc_evo.data.fashion_mnist import EMBEDDED, FashionMnist
+from nasc_evo.data.images import read_idx, read_npz, stratified_order
 from nasc_evo.errors import UserError
 from tests.conftest import needs_data
 
@@ -59,7 +59,7 @@ def test_stratified_order_balances_every_prefix():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mnist",), "no data set 'mnist'; available are cifar100, fashion_mnist"),
+        (("mnist",), "no data set 'mnist'; available are cifar100, fashion_mnist, folder"),
         (("fashion_mnist", 64), "must be 32 or 224, got 64"),
     ],
 )

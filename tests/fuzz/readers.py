@@ -20,15 +20,17 @@ from unittest import mock
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from nasc_evo.config import config_folder
 from nasc_evo.cost import Link, hwnasbench, natsbench, network
 from nasc_evo.cost.rate import slowdown
 from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
-from nasc_evo.data.images import read_npz
+from nasc_evo.data.images import read_idx, read_npz
 from nasc_evo.errors import UserError
 from nasc_evo.experiment import SEARCHES, read_searches
+from nasc_evo.finetune import choose, inherited_weights
 from nasc_evo.measurement import journal as measurement_journal
 from nasc_evo.report.files import read_truth
 from nasc_evo.search.final import COLUMNS
@@ -36,8 +38,8 @@ from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.journal import Journal
 from nasc_evo.search.warm_start import read_warm_start
-from nasc_evo.space import FBNetSpace, NASBench201Space, SplitSpace
-from nasc_evo.supernet import weights
+from nasc_evo.space import Design, FBNetSpace, NASBench201Space, SplitSpace
+from nasc_evo.supernet import deploy, weights
 from nasc_evo.tabular import TABLES as ACCURACY_TABLES
 from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
@@ -48,7 +50,9 @@ from tests.test_repick import repicked, write_run
 Files = dict[str, bytes]
 IMAGES = {"train": 2, "test": 1}
 FBNET, NB201 = FBNetSpace(32, 10), NASBench201Space(32, 100)
+CELLS = NASBench201Space(32, 10)
 NETWORKS = 6
+NETWORK_STEP = 4
 STRINGS = [NB201.format(ops) for ops in NB201.architectures[:NETWORKS]]
 
 
@@ -152,6 +156,25 @@ def read_embedded_images(folder: Path) -> Any:
 @cache
 def idx_file() -> Files:
     return {"images.gz": gzip.compress(bytes([0, 0, 8, 2, 0, 0, 0, 20, 0, 0, 0, 30]) + bytes(600))}
+
+
+@cache
+def image_folder() -> Files:
+    rng = np.random.default_rng(0)
+    kinds = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "PPM": "ppm"}
+    files = {}
+    for label in ("cat", "dog"):
+        for kind, suffix in kinds.items():
+            file = io.BytesIO()
+            pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file, kind)
+            files[f"{label}/a.{suffix}"] = file.getvalue()
+    return files
+
+
+def read_image_folder(folder: Path) -> Any:
+    dataset = get_dataset("folder", path=folder)
+    return [dataset.digest(dataset.split(split)) for split in ("train", "search", "test")]
 
 
 @cache
@@ -505,6 +528,57 @@ def read_weight_manifest(folder: Path) -> Any:
 
 
 @cache
+def network_files() -> Files:
+    dataset = get_dataset("fashion_mnist")
+    ops = (3, 1, 2, 4, 3, 3)
+    chosen = Design(CELLS.format(np.array(ops)), ops, (8,), ("11101111",), (6,))
+    path = weights.find_weights(CELLS, dataset)
+    network = deploy.deploy(weights.load_supernet(CELLS, dataset, path), chosen, dataset, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        network.save(Path(folder), 8, {"accuracy": {"test": {"accuracy": 0.9}}})
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def read_network(folder: Path) -> Any:
+    return deploy.DeployedNetwork.load(folder).design
+
+
+def read_network_part(folder: Path) -> Any:
+    """Read a part that has the right hash, whatever it is."""
+    manifest = json.loads(network_files()[deploy.MANIFEST])
+    manifest["parts"][0]["sha256"] = weights.file_sha256(folder / "head.safetensors")
+    (folder / deploy.MANIFEST).write_text(json.dumps(manifest))
+    return read_network(folder)
+
+
+@cache
+def chosen_design() -> Files:
+    """Return what a run leaves of one design, and the manifest last."""
+    row = dict.fromkeys(COLUMNS, "1") | {"design_id": 5, "arch": "|".join(["skip"] * 22)}
+    row |= {"cut": 5, "mask": "10101010", "bits": 8}
+    file = io.StringIO()
+    rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    rows.writerow(row)
+    config = {"dataset": {"name": "fashion_mnist", "geometry": 32}, "evaluator": FAST}
+    document = {
+        "format": "nasc_evo run 1",
+        "identity": {"problem": fbnet_problem().describe()},
+        "config": config,
+    }
+    return {
+        MANIFEST: json.dumps(document).encode(),
+        "pareto.csv": file.getvalue().encode(),
+        "pareto.json": json.dumps({"recommended": {"design_id": 5}}).encode(),
+    }
+
+
+def read_chosen_design(folder: Path) -> Any:
+    chosen = choose(folder, None)
+    return chosen.design, inherited_weights(folder, chosen)
+
+
+@cache
 def configuration() -> Files:
     return {"link/mine.yaml": (config_folder() / "link" / "lte.yaml").read_bytes()}
 
@@ -540,6 +614,13 @@ READERS = {
         (Layer(safetensors_header, with_safetensors_header),),
         SAFETENSORS_HEADER,
     ),
+    "chosen_design": Reader(chosen_design, read_chosen_design, document=JSON),
+    "network": Reader(
+        network_files, read_network, (deploy.MANIFEST,), document=JSON, step=NETWORK_STEP
+    ),
+    "network_part": Reader(
+        network_files, read_network_part, ("head.safetensors",), step=NETWORK_STEP
+    ),
     "weight_manifest": Reader(weight_files, read_weight_manifest, ("weights.json",), document=JSON),
     "image_arrays": Reader(
         image_arrays, read_image_arrays, layers=(with_first_member(image_arrays),)
@@ -547,9 +628,10 @@ READERS = {
     "embedded_images": Reader(embedded_images, read_embedded_images),
     "idx_file": Reader(
         idx_file,
-        lambda folder: fashion_mnist.read_idx(folder / "images.gz", (20, 30)),
+        lambda folder: read_idx(folder / "images.gz", (20, 30)),
         layers=(GZIP,),
     ),
+    "image_folder": Reader(image_folder, read_image_folder),
     "cifar_archive": Reader(cifar_archive, read_cifar_archive, layers=(GZIP,)),
     "cost_table": Reader(cost_table, read_cost_table, document=Document(header_tree, with_header)),
     "cost_table_with_flags": Reader(flagged_table, read_flagged_table),

@@ -34,6 +34,7 @@ OPTIONS = (
     *("algorithm.pop_size", "algorithm.crossover", "algorithm.crossover_rate", "algorithm.name"),
     *("algorithm.cut_rate", "algorithm.best_cut_rate", "device.path", "device.name", "server.path"),
     *("device.idle_mw", "dataset.name", "dataset.geometry", "chain.nodes", "chain.links"),
+    *("dataset.path", "dataset.fit", "dataset.seed", "dataset.test_share"),
     *("chain.roles", "chain.nodes.0", "chain.name", "link.uplink_mbps", "link.downlink_mbps"),
     *("link.rtt_ms", "link.efficiency", "link.overhead_bytes", "link.radio", "link.name"),
     *("link.loss", "link.message_ms", "link.packet_bytes", "link.rate_sigma", "link.trace"),
