@@ -34,6 +34,8 @@ RETRIES = 2
 """How often a chunk whose worker died is tried again before its designs are tried one by one."""
 WATCH_SECONDS = 1.0
 CONNECT_SECONDS = 30
+PATIENCE = "1h"
+"""How long Dask waits for the next process of a worker of this machine."""
 LOOPBACK = "127.0.0.1"
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -107,7 +109,17 @@ def inherit_ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextlib.contextmanager
+def keep_handler_of_sigterm() -> Iterator[None]:
+    """Put back what SIGTERM does: Ray ends the process at once, and with it the front is lost."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 _turn = threading.Lock()
+"""Held by the task that runs in this process."""
 
 
 def one_at_a_time(function: Callable[[Any], Any], task: Any) -> Any:
@@ -333,8 +345,15 @@ class DaskPool:
 
 
 def _local_dask(n_workers: int, gpus: Sequence[str] | None) -> Any:
-    """Return a Dask cluster of this machine; each of its workers is a process with one thread."""
+    """Return a Dask cluster of this machine; each of its workers is a process with one thread.
+
+    A worker whose process dies gets another one. Dask gives it up where that takes 15 s, as it may
+    on a busy machine, so that a cluster could be left without any; here it waits.
+    """
+    import dask
     import distributed
+
+    dask.config.set({"distributed.deploy.lost-worker-timeout": PATIENCE})
 
     class Cluster(distributed.LocalCluster):
         def new_worker_spec(self) -> dict[Any, Any]:
@@ -385,17 +404,18 @@ class RayPool:
             raise _not_installed("ray", "ray", error) from error
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
         try:
-            if address is None:
-                ray.init(
-                    num_cpus=n_workers * threads,
-                    num_gpus=n_gpus,
-                    include_dashboard=False,
-                    object_store_memory=100 * 2**20,
-                    _node_ip_address=LOOPBACK,
-                    **quiet,
-                )
-            else:
-                ray.init(address=address, **quiet)
+            with keep_handler_of_sigterm():
+                if address is None:
+                    ray.init(
+                        num_cpus=n_workers * threads,
+                        num_gpus=n_gpus,
+                        include_dashboard=False,
+                        object_store_memory=100 * 2**20,
+                        _node_ip_address=LOOPBACK,
+                        **quiet,
+                    )
+                else:
+                    ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError, ConnectionError) as error:
             raise UserError(
                 f"parallel.address={address}: the Ray cluster does not answer "
