@@ -109,13 +109,33 @@ def inherit_ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def keep_handler_of_sigterm() -> Iterator[None]:
-    """Put back what SIGTERM does: Ray ends the process at once, and with it the front is lost."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+class Sigterm:
+    """Lets SIGTERM do what it did although Ray is in use.
+
+    Ray makes it end the process at once, and puts a plain KeyboardInterrupt in the place of any
+    that a handler raises while Ray waits.
+
+    Attributes:
+        raised: What the handler has raised, None if it has not.
+    """
+
+    def __init__(self) -> None:
+        self.raised: KeyboardInterrupt | None = None
+        self._before: Any = signal.getsignal(signal.SIGTERM)
+        self._ours = threading.current_thread() is threading.main_thread()
+
+    def restore(self) -> None:
+        """Have SIGTERM do again what it did when this was made, and take note of it."""
+        if self._ours:
+            handler = self._handle if callable(self._before) else self._before
+            signal.signal(signal.SIGTERM, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        try:
+            self._before(number, frame)
+        except KeyboardInterrupt as error:
+            self.raised = error
+            raise
 
 
 _turn = threading.Lock()
@@ -402,20 +422,21 @@ class RayPool:
             import ray
         except ImportError as error:
             raise _not_installed("ray", "ray", error) from error
+        self._sigterm = Sigterm()
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
         try:
-            with keep_handler_of_sigterm():
-                if address is None:
-                    ray.init(
-                        num_cpus=n_workers * threads,
-                        num_gpus=n_gpus,
-                        include_dashboard=False,
-                        object_store_memory=100 * 2**20,
-                        _node_ip_address=LOOPBACK,
-                        **quiet,
-                    )
-                else:
-                    ray.init(address=address, **quiet)
+            if address is None:
+                ray.init(
+                    num_cpus=n_workers * threads,
+                    num_gpus=n_gpus,
+                    include_dashboard=False,
+                    object_store_memory=100 * 2**20,
+                    _node_ip_address=LOOPBACK,
+                    **quiet,
+                )
+            else:
+                ray.init(address=address, **quiet)
+            self._sigterm.restore()
         except (OSError, ValueError, RuntimeError, ConnectionError) as error:
             raise UserError(
                 f"parallel.address={address}: the Ray cluster does not answer "
@@ -445,11 +466,17 @@ class RayPool:
         Tasks that are left when a caller stops early end with this pool: cancelling one that has
         just ended can crash Ray.
         """
+        runs = self._run_tasks if self._share is None else self._run_on_actors
+        try:
+            yield from runs(tasks, function)
+        except KeyboardInterrupt as error:
+            raise (self._sigterm.raised or error) from None
+
+    def _run_tasks(
+        self, tasks: Sequence[Any], function: Callable[[Any], Any]
+    ) -> Iterator[tuple[int, Any]]:
         import ray
 
-        if self._share is not None:
-            yield from self._run_on_actors(tasks, function)
-            return
         remote = ray.remote(**self._claim, max_retries=0)(function)
         index = {remote.remote(task): i for i, task in enumerate(tasks)}
         waiting = list(index)
@@ -481,7 +508,7 @@ class RayPool:
                     self._actors[actor.run.remote(function, task)] = number, actor
                 for _ in range(min(len(waiting), self.n_workers - len(self._actors))):
                     actor = worker.remote()
-                    self._actors[actor.run.remote(os.getpid, None)] = None, actor  # once it began
+                    self._actors[actor.run.remote(bool, None)] = None, actor  # once it began
                 (ended,), _ = ray.wait(list(self._actors))
                 asked, actor = self._actors.pop(ended)
                 outcome: Any
@@ -492,6 +519,10 @@ class RayPool:
                     outcome = error.cause
                     self._idle.append(actor)
                 except ray.exceptions.RayActorError as error:
+                    if asked is None:
+                        raise UserError(
+                            f"A worker does not start on the Ray cluster ({one_line(error)})."
+                        ) from error
                     outcome = WorkerDiedError(one_line(error))
                 if asked is not None:
                     yield asked, outcome
