@@ -148,20 +148,18 @@ def one_at_a_time(function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
 
 
-def begin_process(gpus: Any = None) -> None:
+def begin_process(parent: int, gpus: Any = None) -> None:
     """Prepare a worker process of this machine: it ends when its parent does, however that ends.
 
     Args:
+        parent: Its process id; it may have ended before this process began.
         gpus: A queue of what each worker sees of the GPUs.
     """
     from joblib.externals.loky import process_executor
 
-    if gpus is not None:
-        os.environ[VISIBLE] = gpus.get()
     # an evaluator keeps freed memory on purpose; loky would take it for a leak and end the worker
     process_executor._USE_PSUTIL = False
     ignore_interrupts()
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -169,6 +167,8 @@ def begin_process(gpus: Any = None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if gpus is not None:
+        os.environ[VISIBLE] = gpus.get()
 
 
 class WorkerDiedError(Exception):
@@ -253,7 +253,10 @@ class LokyPool:
             for visible in self._gpus or ():
                 queue.put(visible)
             self._executor = ProcessPoolExecutor(
-                self.n_workers, context=context, initializer=begin_process, initargs=(queue,)
+                self.n_workers,
+                context=context,
+                initializer=begin_process,
+                initargs=(os.getpid(), queue),
             )
         return self._executor
 
@@ -296,7 +299,7 @@ class DaskPool:
                 with inherit_ignored_interrupts():
                     self._cluster = _local_dask(n_workers, gpus)
                 self._client = distributed.Client(self._cluster)
-                self._client.wait_for_workers(n_workers)
+                self._client.wait_for_workers(n_workers, timeout=10 * CONNECT_SECONDS)
             elif address.endswith(".json"):
                 if not Path(address).is_file():
                     raise UserError(f"There is no Dask scheduler file {address}.")

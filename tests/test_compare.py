@@ -346,7 +346,7 @@ def test_sigterm_ends_the_workers_and_resume_goes_on(tmp_path):
     while not (searches.exists() and searches.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 143
     assert errors.strip() == "Terminated."
     assert json.loads(searches.read_text().splitlines()[0])["seed"] == 0

@@ -195,13 +195,13 @@ def test_workers_end_with_their_parent(survived, descendants, backend):
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "4\n"
-    assert len(descendants()) >= 3
+    assert len(descendants()) >= 2  # one of its workers may begin only now
     process.kill()
-    process.communicate()
     deadline = time.monotonic() + 60
     while descendants() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert descendants() == []
+    process.communicate()
     survived("kill -9 of the main process", backend, "nothing that it started outlives it")
 
 
