@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -438,9 +439,10 @@ class RayPool:
                     **quiet,
                 )
             else:
+                _check_answers(address)
                 ray.init(address=address, **quiet)
             self._sigterm.restore()
-        except (OSError, ValueError, RuntimeError, ConnectionError) as error:
+        except (OSError, ValueError, RuntimeError, OverflowError) as error:
             raise UserError(
                 f"parallel.address={address}: the Ray cluster does not answer "
                 f"({one_line(error)}); give its host:port or auto."
@@ -538,6 +540,13 @@ class RayPool:
         import ray
 
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise an OSError if nobody listens at `host:port`; Ray takes minutes to say so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 class _Actor:
