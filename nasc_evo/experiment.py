@@ -41,7 +41,7 @@ INPUTS = {"private": False, "raw": True}
 CURVE_POINTS = 40
 FIRST_POINT = 10
 MAX_LINE_BYTES = 16 * 2**20
-HUGE = 1e100
+HUGE = 1e15
 """More than any figure of a search."""
 FRONT_COLUMNS = ("error", "latency_ms", "device_ms", "link_ms", "server_ms", "cut", "key")
 """What a unit keeps of each design of its front."""
