@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pickletools
 import warnings
 import zipfile
 import zlib
@@ -22,6 +23,7 @@ MAX_ARRAYS = 1000
 """Arrays in one file."""
 MAX_JSON_BYTES = 16 * 2**20
 MAX_DEPTH = 100
+MAX_NAME = 1000
 ZIP_ENTRY = b"PK\x01\x02"
 GZIP_OVERHEAD = 2**16
 """Bytes by which a compressed file may be larger than its content."""
@@ -122,14 +124,21 @@ def read_gzip(path: Path, max_bytes: int) -> bytes:
 def check_uncompressed(path: Path) -> None:
     """Check that a zip file, as torch writes them, is no larger in memory than on disk.
 
+    And that it names nothing at length: torch looks through a name it refuses in quadratic time.
+
     Raises:
-        OSError, ValueError, zipfile.BadZipFile: If it cannot be read or holds more.
+        OSError, ValueError, zipfile.BadZipFile: If it cannot be read, or holds or names more.
     """
     check_regular(path)
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         held = sum(member.file_size for member in archive.infolist())
-    if held > path.stat().st_size:
-        raise ValueError(f"it claims to hold {held} bytes")
+        if held > path.stat().st_size:
+            raise ValueError(f"it claims to hold {held} bytes")
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                for code, argument, _ in pickletools.genops(archive.read(name)):
+                    if code.name == "GLOBAL" and len(str(argument)) > MAX_NAME:
+                        raise ValueError(f"it uses a name of {len(str(argument))} characters")
 
 
 def read_arrays(
