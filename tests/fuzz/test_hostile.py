@@ -303,7 +303,7 @@ def test_a_checkpoint_with_a_long_name_is_refused(tmp_path):
     named = layer.unpack(content).replace(b"_rebuild_tensor_v2", b"_" * 300_000)
     (tmp_path / "checkpoint.pt").write_bytes(layer.pack(named))
     message = refused(lambda: READERS["checkpoint"].read(tmp_path), "a long name")
-    assert "it uses a name of 300012 characters" in message
+    assert "it uses a name of 300013 characters" in message
 
 
 def test_a_journal_cut_at_any_byte_of_its_last_two_lines_keeps_all_whole_ones(tmp_path):
