@@ -133,7 +133,7 @@ class Moody(Formula):
             yield index, Score(None, score.images, "it is moody") if bad else score
 
 
-def outcome(in_memory, path, monkeypatch, limits):
+def outcome(in_memory, path, monkeypatch, name, limits):
     """Return all that a search, its result and a second search from its journal have found."""
     monkeypatch.setattr(spill, "IN_MEMORY", in_memory)
     found = []
@@ -148,21 +148,31 @@ def outcome(in_memory, path, monkeypatch, limits):
             computed.append(new)
 
         problem.on_evaluation = keep
-        algorithm = create_algorithm("nsga2", problem, {"pop_size": 12}, seed=1)
-        search = run_search(problem, algorithm, Budget(150, max_failed=0.9), seed=1)
-        assert len(search.evaluations) == 150
+        surrogate = name == "surrogate"  # which takes its time
+        options, n_eval = ({"initial": 20}, 32) if surrogate else ({"pop_size": 12}, 100)
+        algorithm = create_algorithm(name, problem, options, seed=1, n_eval=n_eval)
+        search = run_search(problem, algorithm, Budget(n_eval, max_failed=0.9), seed=1)
+        assert len(search.evaluations) == n_eval
         result = final_result(problem, search.evaluations, rescore=5)
         journal.close()
         found += [list(search.evaluations), dict(problem.evaluations), result, computed]
     return [*found, (path / JOURNAL).read_bytes()]
 
 
-@pytest.mark.parametrize("limits", [{}, {"latency_ms": 0.001}, {"latency_ms": 15}])
-def test_a_search_finds_the_same_with_most_of_it_in_the_file(tmp_path, monkeypatch, limits):
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("nsga2", {}),
+        ("nsga2", {"latency_ms": 0.001}),
+        ("surrogate", {"latency_ms": 15}),
+        ("nas_then_cut", {}),
+    ],
+)
+def test_a_search_finds_the_same_with_most_of_it_in_the_file(tmp_path, monkeypatch, name, limits):
     folders = [tmp_path / name for name in ("small", "large")]
     for folder in folders:
         folder.mkdir()
-    small = outcome(16, folders[0], monkeypatch, limits)
-    large = outcome(4096, folders[1], monkeypatch, limits)
+    small = outcome(16, folders[0], monkeypatch, name, limits)
+    large = outcome(4096, folders[1], monkeypatch, name, limits)
     assert small == large
     assert small[3] != small[7]  # the second search has computed failures only
