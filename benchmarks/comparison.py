@@ -27,7 +27,7 @@ def main() -> None:
     for name in (*(f"{name}.csv" for name in KEPT), *PICTURES):
         if (args.folder / name).is_file():
             shutil.copyfile(args.folder / name, out / name)
-    searches = list(read_searches(args.folder / SEARCHES).values())
+    searches = list(read_searches(args.folder / SEARCHES, experiment)[0].values())
     lines = (args.folder / "comparison.md").read_text(encoding="utf-8").splitlines()
     measured = [s for s in searches if s["computed"] == s["evaluations"]]
     inherited = [s for s in measured if experiment["evaluator"]["name"] != "tabular"]

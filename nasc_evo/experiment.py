@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nasc_evo.config import group_options, load_group_option
 from nasc_evo.errors import UserError, one_line
-from nasc_evo.files import parse_json
+from nasc_evo.files import parse_json, read_lines
 from nasc_evo.parallel import WorkerDiedError, check_parallel, make_pool
 from nasc_evo.search.algorithms import ALGORITHMS, create_algorithm
 from nasc_evo.search.exact import exact_front
@@ -41,6 +41,8 @@ INPUTS = {"private": False, "raw": True}
 CURVE_POINTS = 40
 FIRST_POINT = 10
 MAX_LINE_BYTES = 16 * 2**20
+HUGE = 1e15
+"""More than any figure of a search."""
 FRONT_COLUMNS = ("error", "latency_ms", "device_ms", "link_ms", "server_ms", "cut", "key")
 """What a unit keeps of each design of its front."""
 FIELDS = {
@@ -395,16 +397,12 @@ class ComparisonFolder:
                 old = read_document(manifest, "manifest", FORMAT)
                 _check_same(old.get("experiment"), document["experiment"], path)
             write_json(manifest, document)
-            self.results = read_searches(path / SEARCHES)
+            self.results, end = read_searches(path / SEARCHES, experiment)
             self._file = open(path / SEARCHES, "ab")  # noqa: SIM115 - open for the whole run
-            self._file.truncate(self._intact())
+            self._file.truncate(end)
         except BaseException:
             self.close()
             raise
-
-    def _intact(self) -> int:
-        data = (self.path / SEARCHES).read_bytes()
-        return data.rfind(b"\n") + 1
 
     def append(self, result: dict[str, Any]) -> None:
         """Keep what a unit has left, flushed."""
@@ -425,14 +423,14 @@ def _check_same(old: Any, new: dict[str, Any], path: Path) -> None:
 
     Seeds may differ, and which methods there are, and what is only said of them.
     """
-    if not isinstance(old, dict):
+    if not isinstance(old, dict) or not isinstance(old.get("methods"), dict):
         raise UserError(f"The manifest {path / MANIFEST} is damaged (no experiment).")
-    both = set(old.get("methods", {})) & set(new["methods"])
+    both = set(old["methods"]) & set(new["methods"])
     before, now = (
         {
             **asked,
             **dict.fromkeys(("seeds", "first_seed", "headline", "ours")),
-            "methods": {name: asked.get("methods", {})[name] for name in sorted(both)},
+            "methods": {name: asked["methods"][name] for name in sorted(both)},
         }
         for asked in (old, new)
     )
@@ -445,36 +443,68 @@ def _check_same(old: Any, new: dict[str, Any], path: Path) -> None:
         )
 
 
-def read_searches(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+def read_searches(
+    path: Path, experiment: Mapping[str, Any]
+) -> tuple[dict[tuple[str, str, int], dict[str, Any]], int]:
     """Return the lines of a `searches.jsonl` by unit; a torn last line is dropped.
 
+    Args:
+        path: The file; need not exist.
+        experiment: What was compared.
+
+    Returns:
+        The lines, and the size of the file up to the end of the last whole one.
+
     Raises:
-        UserError: If a line before the last is damaged.
+        UserError: If the file cannot be read, or a line before the last is damaged.
     """
     results: dict[tuple[str, str, int], dict[str, Any]] = {}
+    end = 0
     if not path.exists():
-        return results
-    with open(path, "rb") as file:
-        lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
-                break
-            try:
-                record = parse_json(line)
-                key = (str(record["setting"]), str(record["method"]), int(record["seed"]))
-                for name in ("curve", "front", "evaluations", "seconds"):
-                    record[name]
-                if not all(type(value) is float or value == 0 for value in record["curve"]):
-                    raise ValueError("its curve holds no numbers")
-                if not all(len(row) == len(FRONT_COLUMNS) for row in record["front"]):
-                    raise ValueError("its front has other columns")
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"Line {number} of {path} is damaged ({one_line(error)}); delete that line, "
-                    "its search will be run again, and resume."
-                ) from error
-            results[key] = record
-    return results
+        return results, end
+    points = len(curve_counts(experiment["n_eval"], experiment["checkpoints"]))
+    try:
+        for number, line, size in read_lines(path, MAX_LINE_BYTES):
+            record, end = _search(path, line, number, points), size
+            results[(record["setting"], record["method"], record["seed"])] = record
+    except OSError as error:
+        raise UserError(f"The searches {path} cannot be read ({one_line(error)}).") from error
+    return results, end
+
+
+def _search(path: Path, line: bytes, number: int, points: int) -> dict[str, Any]:
+    """Return what a line says, after checking what is used of it."""
+    try:
+        record = parse_json(line)
+        if not (type(record["setting"]) is type(record["method"]) is str):
+            raise ValueError("its setting or method is no text")
+        if type(record["seed"]) is not int or not _numbers([record["evaluations"]], 1):
+            raise ValueError("its seed or number of evaluations is none")
+        if not _numbers([record["seconds"]], 1) or not _numbers(record["curve"], points):
+            raise ValueError(f"its seconds or its curve are not 1 and {points} numbers")
+        n = len(FRONT_COLUMNS) - 2
+        if type(record["front"]) is not list or not all(
+            type(row) is list
+            and _numbers(row[:n], n)
+            and [type(text) for text in row[n:]] == [str, str]
+            for row in record["front"]
+        ):
+            raise ValueError("its front has other columns")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Line {number} of {path} is damaged ({one_line(error)}); delete that line, "
+            "its search will be run again, and resume."
+        ) from error
+    return record
+
+
+def _numbers(values: Any, count: int) -> bool:
+    """Return whether a list holds so many finite numbers, none of them negative or huge."""
+    return (
+        type(values) is list
+        and len(values) == count
+        and all(type(value) in (int, float) and 0 <= value < HUGE for value in values)
+    )
 
 
 def run_units(

@@ -5,9 +5,11 @@ import io
 import json
 import math
 import os
+import pickletools
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ MAX_ARRAYS = 1000
 """Arrays in one file."""
 MAX_JSON_BYTES = 16 * 2**20
 MAX_DEPTH = 100
+MAX_NAME = 1000
 ZIP_ENTRY = b"PK\x01\x02"
 GZIP_OVERHEAD = 2**16
 """Bytes by which a compressed file may be larger than its content."""
@@ -36,13 +39,38 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     path = Path(path)
     if "\0" in str(path):
         raise OSError("a zero byte is in no name of a file")
-    if path.exists() and not path.is_file():  # a pipe would wait, a device never end
-        raise OSError(f"{path} is no file")
+    check_regular(path)
     with open(path, "rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise OSError(f"{path} holds more than {max_bytes} bytes")
     return content
+
+
+def check_regular(path: Path) -> None:
+    """Raise an OSError if something is there that is no regular file."""
+    if path.exists() and not path.is_file():  # a pipe would wait, a device never end
+        raise OSError(f"{path} is no file")
+
+
+def read_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes, int]]:
+    """Yield `(number, line, size of the file up to its end)` of each whole line, from 1 on.
+
+    A last line that does not end is torn: it was being written when its writer ended.
+
+    Raises:
+        OSError: If it is no regular file, cannot be read, or a line is longer than `max_bytes`.
+    """
+    check_regular(path)
+    end = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(max_bytes), b""), start=1):
+            if not line.endswith(b"\n"):
+                if len(line) == max_bytes:
+                    raise OSError(f"line {number} is too long")
+                return
+            end += len(line)
+            yield number, line, end
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -96,13 +124,21 @@ def read_gzip(path: Path, max_bytes: int) -> bytes:
 def check_uncompressed(path: Path) -> None:
     """Check that a zip file, as torch writes them, is no larger in memory than on disk.
 
+    And that it names nothing at length: torch looks through a name it refuses in quadratic time.
+
     Raises:
-        OSError, ValueError, zipfile.BadZipFile: If it cannot be read or holds more.
+        OSError, ValueError, zipfile.BadZipFile: If it cannot be read, or holds or names more.
     """
+    check_regular(path)
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         held = sum(member.file_size for member in archive.infolist())
-    if held > path.stat().st_size:
-        raise ValueError(f"it claims to hold {held} bytes")
+        if held > path.stat().st_size:
+            raise ValueError(f"it claims to hold {held} bytes")
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                for code, argument, _ in pickletools.genops(archive.read(name)):
+                    if code.name == "GLOBAL" and len(str(argument)) > MAX_NAME:
+                        raise ValueError(f"it uses a name of {len(str(argument))} characters")
 
 
 def read_arrays(

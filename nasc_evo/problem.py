@@ -19,6 +19,7 @@ from nasc_evo.cost.chain import SERVER
 from nasc_evo.errors import UserError
 from nasc_evo.space import Design, SplitSpace
 from nasc_evo.space.genome import DesignBatch
+from nasc_evo.spill import SpillingDict
 from nasc_evo.supernet.score import Evaluator, Score, score_each
 
 METRICS = (
@@ -74,6 +75,25 @@ class Evaluation:
         return math.nan if value is None else float(value)
 
 
+def pack_evaluation(evaluation: Evaluation) -> list[Any]:
+    """Return everything of an evaluation as what JSON holds."""
+    e, design, score = evaluation, evaluation.design, evaluation.score
+    return [
+        *(e.index, e.genome, e.split, e.kept_channels, e.costs, e.refused),
+        [design.arch, design.ops, design.cuts, design.masks, design.bits],
+        [score.correct, score.images, score.message],
+    ]
+
+
+def unpack_evaluation(packed: list[Any]) -> Evaluation:
+    """Return the evaluation of :func:`pack_evaluation`."""
+    index, genome, split, kept_channels, costs, refused, (arch, *parts), score = packed
+    design = Design(arch, *(tuple(part) for part in parts))
+    return Evaluation(
+        index, tuple(genome), design, split, Score(*score), tuple(kept_channels), costs, refused
+    )
+
+
 class SplitProblem(Problem):
     """A pymoo problem over the genomes of a :class:`SplitSpace`; every metric is minimised.
 
@@ -93,7 +113,8 @@ class SplitProblem(Problem):
         on_evaluation: Called with each new evaluation as it happens, and whether its score was
             computed (rather than remembered from an earlier run).
         evaluations: What was evaluated so far, by (phenotype key, split, images), in the order in
-            which it was asked for.
+            which it was asked for; a mapping that keeps only the newest in memory.
+        next_index: Running number of the next new evaluation.
 
     Raises:
         UserError: If an objective or limit is unknown, out of range, or cannot be computed.
@@ -126,9 +147,9 @@ class SplitProblem(Problem):
         if needs_energy and missing:
             raise UserError(f"energy_mj cannot be computed: {' and '.join(missing)} unknown.")
         self.on_evaluation: Callable[[Evaluation, bool], None] | None = None
-        self.evaluations: dict[tuple[str, str, int], Evaluation] = {}
-        self._known_scores: dict[tuple[str, str, int], Score] = {}
-        self._next_index = 0
+        self.evaluations = SpillingDict(pack_evaluation, unpack_evaluation)
+        self._remembered: list[Mapping[tuple[str, str, int], Score]] = []
+        self.next_index = 0
         super().__init__(
             n_var=space.n_var,
             n_obj=len(self.objectives),
@@ -209,20 +230,18 @@ class SplitProblem(Problem):
             self._evaluate_new(batch, np.atleast_2d(X), designs, new)
         return [self.evaluations.get(key) for key in keys]
 
-    def search_evaluations(self) -> list[Evaluation]:
-        """Return the evaluations on the images that a search uses, failures included."""
-        images = self.evaluator.images
-        return [
-            evaluation
-            for (_, split, count), evaluation in self.evaluations.items()
-            if split == "search" and count == images
-        ]
+    def search_evaluations(self) -> Sequence[Evaluation]:
+        """Return the evaluations on the images that a search uses, failures included.
+
+        Those that are not in memory are read one by one as the sequence is gone through.
+        """
+        return self.evaluations.select("search", self.evaluator.images)
 
     def forget(self) -> None:
         """Drop all evaluations and remembered scores, for another search of the same problem."""
         self.evaluations.clear()
-        self._known_scores.clear()
-        self._next_index = 0
+        self._remembered.clear()
+        self.next_index = 0
 
     def _image_count(self, split: str, images: int | None) -> int:
         if images is not None:
@@ -244,12 +263,12 @@ class SplitProblem(Problem):
         refused = {
             key: Score(None, count, refusals[row]) for key, row in new.items() if refusals[row]
         }
-        first = self._next_index
-        self._next_index += len(new)
+        first = self.next_index
+        self.next_index += len(new)
         indices = {key: first + position for position, key in enumerate(new)}
         found: dict[tuple[str, str, int], Evaluation] = {}
         try:
-            for key, score in self._scores(designs, new, split, count, refused):
+            for key, score, computed in self._scores(designs, new, split, count, refused):
                 row = new[key]
                 found[key] = evaluation = Evaluation(
                     index=indices[key],
@@ -262,9 +281,11 @@ class SplitProblem(Problem):
                     refused=key in refused,
                 )
                 if self.on_evaluation is not None:
-                    self.on_evaluation(evaluation, key not in self._known_scores)
+                    self.on_evaluation(evaluation, computed)
         finally:  # in the order of the genomes, in whatever order the scores came
-            self.evaluations.update({key: found[key] for key in new if key in found})
+            for key in new:
+                if key in found:
+                    self.evaluations[key] = found[key]
 
     def _scores(
         self,
@@ -273,16 +294,26 @@ class SplitProblem(Problem):
         split: str,
         count: int,
         refused: dict[tuple[str, str, int], Score],
-    ) -> Iterator[tuple[tuple[str, str, int], Score]]:
-        """Yield refusals and known scores, then others as the evaluator has them."""
-        known = {key: refused.get(key) or self._known_scores.get(key) for key in new}
-        for key, remembered in known.items():
-            if remembered is not None:
-                yield key, remembered
-        unknown = [key for key, remembered in known.items() if remembered is None]
+    ) -> Iterator[tuple[tuple[str, str, int], Score, bool]]:
+        """Yield refusals and known scores, then others as the evaluator has them.
+
+        With each comes whether it is new, rather than remembered.
+        """
+        unknown = []
+        for key in new:
+            remembered = self._remembered_score(key)
+            score = refused.get(key) or remembered
+            if score is None:
+                unknown.append(key)
+            else:
+                yield key, score, remembered is None
         candidates = [designs[new[key]] for key in unknown]
         for position, score in score_each(self.evaluator, candidates, split, count):
-            yield unknown[position], score
+            yield unknown[position], score, True
+
+    def _remembered_score(self, key: tuple[str, str, int]) -> Score | None:
+        found = (scores.get(key) for scores in reversed(self._remembered))
+        return next((score for score in found if score is not None), None)
 
     def close(self) -> None:
         """End the workers of the evaluator, if it was used and has any."""
@@ -291,12 +322,12 @@ class SplitProblem(Problem):
             close()
 
     def remember(self, scores: Mapping[tuple[str, str, int], Score]) -> None:
-        """Take over scores of an earlier run, by (phenotype key, split, images).
+        """Look up scores of an earlier run, by (phenotype key, split, images), before computing.
 
         A remembered design is not computed again when it is asked for; it still counts as one of
         the evaluations of this run.
         """
-        self._known_scores.update(scores)
+        self._remembered.append(scores)
 
     def costs(self, batch: DesignBatch) -> dict[str, NDArray]:
         """Return every metric but the error of a decoded population, and the parts of a chain."""

@@ -88,8 +88,10 @@ class Link:
         self._check("packet_bytes", self.packet_bytes >= 1, "a finite number >= 1")
         if self.radio is not None:
             for name, value in asdict(self.radio).items():
-                if not (math.isfinite(value) and value >= 0):
-                    raise UserError(f"link.radio.{name} must be a finite number >= 0, got {value}.")
+                if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                    raise UserError(
+                        f"link.radio.{name} must be a finite number >= 0, got {value!r}."
+                    )
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         value = getattr(self, name)
@@ -131,8 +133,7 @@ class Link:
             if values.get(name) is None:
                 raise UserError(f"A link needs '{name}'.")
         for name, value in values.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name != "name" and not number:
+            if name != "name" and not _is_number(value):
                 raise UserError(f"link.{name} must be a number, got {value!r}.")
         try:
             made = None if radio is None else Radio(**radio)
@@ -209,3 +210,10 @@ def _variation(kinds: Mapping[str, Any]) -> Variation | None:
     if relay is not None:
         return Relay.create(relay)
     return LogNormal(float(sigma)) if sigma else None
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number that is not too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1000

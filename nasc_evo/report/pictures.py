@@ -73,10 +73,13 @@ def _draw_objectives(
     axes: Axes, problem: SplitProblem, search: SearchResult, result: FinalResult
 ) -> None:
     latency_ms = LATENCY[0] if LATENCY[0] in problem.objectives else LATENCY[1]
-    evaluated = [e for e in search.evaluations if not e.failed]
+    evaluated = (
+        (e.metric(latency_ms), 100 * e.score.error) for e in search.evaluations if not e.failed
+    )
+    points = np.fromiter(evaluated, dtype=np.dtype((float, 2)))
     axes.scatter(
-        [e.metric(latency_ms) for e in evaluated],
-        [100 * e.score.error for e in evaluated],
+        points[:, 0],
+        points[:, 1],
         s=9,
         color="0.75",
         label=f"evaluated ({problem.evaluator.images} images)",

@@ -110,7 +110,7 @@ def final_result(
     if not front:
         nearest = least_infeasible(problem, evaluations)
         return FinalResult([], 0, [], 0.0, None, "no design meets the limits", nearest, False)
-    ids = {e.design.key: e.index for e in evaluations}
+    ids = {e.design.key: e.index for e in front}
     tests: dict[str, Evaluation] = {}
     references: list[dict[str, Any]] = []
     if not interrupted:
@@ -210,10 +210,13 @@ def reference_designs(
     The architectures are those of the most accurate and of the fastest design evaluated. Their
     accuracy, unmasked, is scored on the images of the front.
     """
-    scored = [e for e in evaluations if not e.failed]
+
+    def best(key: Callable[[Evaluation], tuple[float, int]]) -> Evaluation:
+        return min((e for e in evaluations if not e.failed), key=key)
+
     chosen = {
-        "most accurate": min(scored, key=lambda e: (e.score.error, e.index)),
-        "fastest": min(scored, key=lambda e: (e.metric("latency_ms"), e.index)),
+        "most accurate": best(lambda e: (e.score.error, e.index)),
+        "fastest": best(lambda e: (e.metric("latency_ms"), e.index)),
     }
     space = problem.space
     n = space.architecture.n_blocks

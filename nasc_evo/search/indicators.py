@@ -1,12 +1,14 @@
 """Fronts and their quality."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
 
 from nasc_evo.problem import Evaluation, SplitProblem
+from nasc_evo.spill import IN_MEMORY
 
 
 def hypervolume(F: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
@@ -21,22 +23,36 @@ def non_dominated(problem: SplitProblem, evaluations: Sequence[Evaluation]) -> l
 
     Of designs with equal objectives the first one evaluated is kept.
     """
-    scored = [e for e in evaluations if not e.failed]
-    kept = [e for e, ok in zip(scored, problem.feasible(scored), strict=True) if ok]
-    if not kept:
+    values = [np.empty((0, problem.n_obj))]
+    feasible = [np.empty(0, dtype=bool)]
+    for block in _blocks(evaluations):
+        values.append(problem.objective_values(block))
+        feasible.append(problem.feasible(block) & ~np.array([e.failed for e in block]))
+    kept = np.flatnonzero(np.concatenate(feasible))
+    if not len(kept):
         return []
-    mask = moocore.is_nondominated(problem.objective_values(kept), keep_weakly=False)
-    front = [e for e, ok in zip(kept, mask, strict=True) if ok]
+    mask = moocore.is_nondominated(np.concatenate(values)[kept], keep_weakly=False)
+    front = [evaluations[i] for i in kept[mask].tolist()]
     return sorted(front, key=lambda e: (e.metric("latency_ms"), e.score.error, e.index))
 
 
 def least_infeasible(problem: SplitProblem, evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """Return the evaluation with the smallest sum of limit violations, None without any."""
-    scored = [e for e in evaluations if not e.failed]
-    if not scored:
-        return None
-    violation = np.maximum(problem.limit_violations(scored), 0).sum(axis=1)
-    return scored[int(np.argmin(violation))]
+    best, lowest = None, np.inf
+    for block in _blocks(evaluations):
+        scored = [e for e in block if not e.failed]
+        excess = np.maximum(problem.limit_violations(scored), 0).sum(axis=1)
+        for evaluation, violation in zip(scored, excess.tolist(), strict=True):
+            if best is None or violation < lowest:
+                best, lowest = evaluation, violation
+    return best
+
+
+def _blocks(evaluations: Iterable[Evaluation]) -> Iterator[list[Evaluation]]:
+    """Yield evaluations in order, not more at a time than may be in memory."""
+    left = iter(evaluations)
+    while block := list(islice(left, IN_MEMORY)):
+        yield block
 
 
 def spread_subset(F: NDArray[np.float64], n: int) -> NDArray[np.int64]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nasc_evo.errors import UserError, one_line
-from nasc_evo.files import parse_json
+from nasc_evo.files import parse_json, read_lines
 from nasc_evo.problem import Evaluation, describe_evaluation
+from nasc_evo.spill import ScoreKey, SpillingDict
 from nasc_evo.supernet.score import Score
 
-ScoreKey = tuple[str, str, int]
-"""Phenotype key, split, number of images."""
 MAX_LINE_BYTES = 2**20
 
 
@@ -54,22 +53,15 @@ def read_journal(path: Path) -> Iterator[Line]:
     Raises:
         UserError: If it cannot be read or a line is damaged.
     """
-    end = 0
     try:
-        with open(path, "rb") as file:
-            lines = iter(lambda: file.readline(MAX_LINE_BYTES), b"")
-            for number, line in enumerate(lines, start=1):
-                if line.endswith(b"\n") or len(line) == MAX_LINE_BYTES:
-                    end += len(line)
-                    yield _parsed(path, line, number, end)
+        for number, line, end in read_lines(path, MAX_LINE_BYTES):
+            yield _parsed(path, line, number, end)
     except OSError as error:
         raise UserError(f"The journal {path} cannot be read ({one_line(error)}).") from error
 
 
 def _parsed(path: Path, line: bytes, number: int, end: int) -> Line:
     try:
-        if len(line) == MAX_LINE_BYTES:
-            raise ValueError("it is too long")
         record = parse_json(line)
         key = (record["key"], record["split"], record["images"])
         correct, message = record["correct"], record["message"]
@@ -91,6 +83,16 @@ def _parsed(path: Path, line: bytes, number: int, end: int) -> Line:
     return Line(key, Score(correct, key[2], message), record, end)
 
 
+def pack_score(score: Score) -> list[Any]:
+    """Return a score as what JSON holds."""
+    return [score.correct, score.images, score.message]
+
+
+def unpack_score(packed: list[Any]) -> Score:
+    """Return the score of :func:`pack_score`."""
+    return Score(*packed)
+
+
 class Records:
     """What a journal file holds.
 
@@ -99,7 +101,7 @@ class Records:
 
     Attributes:
         scores: Of all evaluations but failures.
-        failures: The failures.
+        failures: The failures, which will be tried again.
         end: Size of what is intact; a torn last line is not.
 
     Raises:
@@ -108,18 +110,16 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.scores: dict[ScoreKey, Score] = {}
-        self.failures: set[ScoreKey] = set()
+        self.scores = SpillingDict(pack_score, unpack_score)
+        self.failures = SpillingDict(pack_score, unpack_score)
         self.end = self._read() if path.exists() else 0
 
     def _read(self) -> int:
         """Take over every score; return the size of what is intact (a torn last line is not)."""
         end = 0
         for line in read_journal(self.path):
-            if line.score.correct is None:  # will be tried again
-                self.failures.add(line.key)
-            else:
-                self.scores[line.key] = line.score
+            kind = self.failures if line.score.correct is None else self.scores
+            kind[line.key] = line.score
             end = line.end
         return end
 

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,13 +31,14 @@ class SearchResult:
     """What a search leaves.
 
     Attributes:
-        evaluations: Distinct phenotypes evaluated, in order.
+        evaluations: Distinct phenotypes evaluated, in order; gone through once at a time where
+            they are many, see :meth:`SplitProblem.search_evaluations`.
         generations: Generations begun.
         stop_reason: Why it ended, in words.
         interrupted: Whether it was ended from outside.
     """
 
-    evaluations: list[Evaluation]
+    evaluations: Sequence[Evaluation]
     generations: int
     stop_reason: str
     interrupted: bool = False
@@ -135,34 +135,35 @@ def run_search(
     check_whole("seed", seed, 0)
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
-    free = {e.design.key for e in problem.search_evaluations()}
-    used: dict[str, Evaluation] = {}
+    used = 0
     quality, failures = Quality(problem, reference), Failures(budget.max_failed)
     generation = stalled = 0
     reason, interrupted = f"the budget of {budget.n_eval} evaluations is spent", False
     try:
         with time_limit(problem, budget.max_seconds):
-            while len(used) < budget.n_eval:
+            while used < budget.n_eval:
                 population = algorithm.ask()
                 if population is None or len(population) == 0:
                     reason = getattr(algorithm, "ended", NOTHING_NEW)
                     break
                 generation += 1
                 X = np.array([individual.X for individual in population], dtype=np.int64)
-                before = len(used)
-                evaluations = _assess_within(problem, X, used, free, budget.n_eval)
-                failures.add(list(islice(used.values(), before, None)))
+                first = problem.next_index
+                evaluations = problem.assess(X, max_new=budget.n_eval - used)
+                new = {e.index: e for e in evaluations if e is not None and e.index >= first}
+                used += len(new)
+                failures.add(list(new.values()))
                 on_generation(generation)
                 if any(e is None for e in evaluations):
                     break
-                stalled = 0 if len(used) > before else stalled + 1
+                stalled = 0 if new else stalled + 1
                 if stalled >= STALL_GENERATIONS:
                     reason = f"no new design was found in {STALL_GENERATIONS} generations"
                     break
                 if budget.patience and quality.since_growth(evaluations) >= budget.patience:
                     reason = (
                         f"the hypervolume has not grown for {budget.patience} generations "
-                        f"({len(used)} evaluations)"
+                        f"({used} evaluations)"
                     )
                     break
                 _tell(problem, algorithm, population, evaluations, reference)
@@ -244,21 +245,6 @@ def time_limit(problem: SplitProblem, seconds: float | None) -> Iterator[None]:
         yield
     finally:
         problem.on_evaluation = outer
-
-
-def _assess_within(
-    problem: SplitProblem,
-    X: np.ndarray,
-    used: dict[str, Evaluation],
-    free: set[str],
-    n_eval: int,
-) -> list[Evaluation | None]:
-    """Assess genomes, spending at most the rest of the budget on phenotypes new to this search."""
-    evaluations = problem.assess(X, max_new=n_eval - len(used))
-    for evaluation in evaluations:
-        if evaluation is not None and evaluation.design.key not in free:
-            used.setdefault(evaluation.design.key, evaluation)
-    return evaluations
 
 
 def _tell(

@@ -69,7 +69,7 @@ class Method(ABC):
         excess = np.maximum(self.problem.limit_violations([evaluation]), 0).sum()
         return float(np.max(weights * F) + excess)
 
-    def evaluated(self) -> list[Evaluation]:
+    def evaluated(self) -> Sequence[Evaluation]:
         """Return all evaluations of the search's images, failures included."""
         return self.problem.search_evaluations()
 

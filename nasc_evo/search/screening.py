@@ -1,5 +1,7 @@
 """What can be said of a design before its accuracy is known."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,7 @@ class Screen:
         evaluations: What is known.
     """
 
-    def __init__(self, problem: SplitProblem, evaluations: list[Evaluation]) -> None:
+    def __init__(self, problem: SplitProblem, evaluations: Sequence[Evaluation]) -> None:
         self.problem = problem
         self.front = problem.objective_values(non_dominated(problem, evaluations))
         self.errors = (

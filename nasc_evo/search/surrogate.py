@@ -1,5 +1,6 @@
 """Search that asks a predictor of accuracy which designs are worth an evaluation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import moocore
@@ -94,7 +95,7 @@ class SurrogateSearch(Method):
         X = self._candidates(evaluations)
         return X[self._choose(X, scored, size)]
 
-    def _first(self, evaluations: list[Evaluation]) -> Genomes:
+    def _first(self, evaluations: Sequence[Evaluation]) -> Genomes:
         """Return random designs that are not hopeless, or offspring of the few that are not.
 
         Where none is found, the two of the smallest violation.
@@ -134,7 +135,7 @@ class SurrogateSearch(Method):
         errors = np.array([e.score.error for e in scored])
         self.predictor.fit(Features(np.array(ops), np.array(numbers)), errors)
 
-    def _candidates(self, evaluations: list[Evaluation]) -> Genomes:
+    def _candidates(self, evaluations: Sequence[Evaluation]) -> Genomes:
         """Return virtual offspring that are neither known nor hopeless, each phenotype once."""
         problem, space, rng = self.problem, self.problem.space, self.rng
         front = non_dominated(problem, evaluations)

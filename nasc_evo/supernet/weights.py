@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError, one_line
-from nasc_evo.files import read_json
+from nasc_evo.files import check_regular, read_json
 from nasc_evo.space.architecture import ArchitectureSpace
 
 FORMAT = "nasc_evo supernet 1"
@@ -81,6 +81,8 @@ def read_manifest(path: Path, space: ArchitectureSpace, dataset: ImageDataset) -
                 f"The weight file {path} is for {key} {manifest.get(key)!r}, this run needs "
                 f"{value!r}; choose other weights or train them with nasc_evo.train."
             )
+    if not path.is_file():
+        raise UserError(f"The weight file {path} does not exist or is no file.")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"The weight file {path} is larger than {MAX_BYTES} bytes.")
     if manifest.get("sha256") != file_sha256(path):
@@ -109,6 +111,7 @@ def load_state(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path, framework: str, wanted: Callable[[str], bool]) -> dict[str, Any]:
     """Return the tensors whose names are wanted, a UserError if the file is damaged."""
     try:
+        check_regular(path)
         with open(path, "rb") as content:
             header_bytes = int.from_bytes(content.read(8), "little")
         if header_bytes > MAX_HEADER_BYTES:

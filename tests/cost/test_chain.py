@@ -1,5 +1,7 @@
 """Costs against figures computed by hand, and against a plain loop."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -172,6 +174,15 @@ def test_device_cloud_device_returns_nothing_from_the_last_node():
         ({"uplink": 1}, "A link has no field 'uplink'"),
         ({"downlink_mbps": None}, "A link needs 'downlink_mbps'"),
         ({"radio": {"alpha": 1}}, "link.radio needs exactly"),
+        (
+            {"radio": dict.fromkeys(asdict(RADIO), "a")},
+            "link.radio.alpha_up_mw_per_mbps must be a finite number >= 0, got 'a'",
+        ),
+        (
+            {"radio": dict.fromkeys(asdict(RADIO), 10**400)},
+            "link.radio.alpha_up_mw_per_mbps must be a finite number",
+        ),
+        ({"rtt_ms": 10**400}, "link.rtt_ms must be a number"),
         (
             {
                 "radio": {

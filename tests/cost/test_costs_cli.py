@@ -222,7 +222,7 @@ def test_import_natsbench_writes_where_it_is_told(capsys, tmp_path, few, monkeyp
     write_nats(tmp_path, nats_files())
     out_folder = tmp_path / "new" / "folder"
     code, out, err = run(capsys, "import-natsbench", tmp_path, "--out", out_folder)
-    assert (code, err) == (0, "")
+    assert (code, err.strip()) == (0, "")
     assert out.startswith(f"{out_folder / 'nb201_accuracy.npz'}: ")
     with np.load(out_folder / "nb201_accuracy.npz", allow_pickle=False) as file:
         assert file["cifar10_oritest_200"].shape == (COUNT,)

@@ -1,6 +1,8 @@
 """Which faults each back end survives; passed tests fill the table of docs/faults.md."""
 
 import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,33 @@ writes this page anew; CI runs the same tests with fewer repetitions.
 FULL = os.environ.get("NASC_EVO_FAULTS") == "full"
 """Whether tests take the time for all repetitions."""
 
+MARK = "NASC_EVO_TEST"
+
 _rows: list[tuple[str, str, str]] = []
+
+
+@pytest.fixture
+def descendants(monkeypatch) -> Callable[[], list[str]]:
+    """Return a function that lists all living processes that were started since, by a mark.
+
+    Unlike a process group, what a process inherits in its environment cannot be left.
+    """
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+
+    def living() -> list[str]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if marked and state != "Z":
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:  # it has ended meanwhile
+                continue
+        return found
+
+    return living
 
 
 @pytest.fixture

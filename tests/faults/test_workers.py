@@ -1,6 +1,5 @@
 """Workers: the same results on every back end, and what happens when one fails or dies."""
 
-import os
 import subprocess
 import sys
 import time
@@ -183,32 +182,27 @@ def test_results_do_not_depend_on_the_workers(pool, survived):
     survived("none", f"{pool.name}, {workers}", "scores and costs equal `serial` to the last bit")
 
 
-def test_workers_end_with_their_parent(tmp_path, survived):
+@pytest.mark.parametrize("backend", list(POOLS))
+def test_workers_end_with_their_parent(survived, descendants, backend):
     script = (
-        "from nasc_evo.parallel import LokyPool\n"
-        "import os, time\n"
-        "pool = LokyPool(2)\n"
-        "print(pool._processes().submit(os.getpid).result(), flush=True)\n"
-        "time.sleep(60)\n"
+        "from nasc_evo.parallel import check_parallel, make_pool\n"
+        "from tests.faults.tasks import see\n"
+        "import time\n"
+        "if __name__ == '__main__':\n"
+        f"    pool = make_pool(check_parallel({{'name': '{backend}', 'n_jobs': 2}}), threads=1)\n"
+        "    print(len(list(pool.run([0.1] * 4, see))), flush=True)\n"
+        "    time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    worker = int(process.stdout.readline())
+    assert process.stdout.readline() == "4\n"
+    assert len(descendants()) >= 2  # one of its workers may begin only now
     process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while _alive(worker) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while descendants() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _alive(worker)
-    survived("kill -9 of the main process", "loky", "its workers end within seconds")
-
-
-def _alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    assert descendants() == []
+    process.communicate()
+    survived("kill -9 of the main process", backend, "nothing that it started outlives it")
 
 
 def test_a_worker_with_other_weights_is_refused(pool):

@@ -22,6 +22,7 @@ import torch
 import yaml
 from PIL import Image
 
+from nasc_evo import experiment
 from nasc_evo.config import config_folder
 from nasc_evo.cost import Link, hwnasbench, natsbench, network
 from nasc_evo.cost.rate import slowdown
@@ -29,9 +30,10 @@ from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.data import cifar100, fashion_mnist, get_dataset
 from nasc_evo.data.images import read_idx, read_npz
 from nasc_evo.errors import UserError
-from nasc_evo.experiment import SEARCHES, read_searches
 from nasc_evo.finetune import choose, inherited_weights
 from nasc_evo.measurement import journal as measurement_journal
+from nasc_evo.report.collection import read_runs
+from nasc_evo.report.comparison import write_comparison
 from nasc_evo.report.files import read_truth
 from nasc_evo.search.final import COLUMNS
 from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
@@ -39,12 +41,14 @@ from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.journal import Journal
 from nasc_evo.search.warm_start import read_warm_start
 from nasc_evo.space import Design, FBNetSpace, NASBench201Space, SplitSpace
-from nasc_evo.supernet import deploy, weights
+from nasc_evo.supernet import deploy, training, weights
 from nasc_evo.tabular import TABLES as ACCURACY_TABLES
 from nasc_evo.tabular import TabularEvaluator
 from problems import FBNetSplit
+from tests import test_collect
 from tests.conftest import FAST
 from tests.fuzz.command import command_line
+from tests.supernet import test_training
 from tests.test_repick import repicked, write_run
 
 Files = dict[str, bytes]
@@ -418,12 +422,22 @@ def read_trace(folder: Path) -> Any:
     return link.describe(), slowdown(link.variation, 0.95)
 
 
-@cache
-def repicked_run() -> Files:
+def run_files(*overrides: str, **options: Any) -> Files:
+    """Return manifest and journal of a run."""
     with tempfile.TemporaryDirectory() as folder:
-        write_run(Path(folder) / "run", n=6)
+        write_run(Path(folder) / "run", *overrides, n=6, **options)
         names = (MANIFEST, JOURNAL)
         return {name: (Path(folder) / "run" / name).read_bytes() for name in names}
+
+
+@cache
+def repicked_run() -> Files:
+    return run_files()
+
+
+@cache
+def repicked_chain() -> Files:
+    return run_files("chain=device_edge_cloud", "device=raspi4")
 
 
 def read_repicked_run(folder: Path) -> Any:
@@ -452,26 +466,70 @@ def read_warm_start_files(folder: Path) -> Any:
 
 
 @cache
-def searches() -> Files:
+def compared() -> dict[str, Any]:
+    """Return an experiment of three searches."""
+    values = yaml.safe_load((config_folder() / "experiment/fashion_mnist.yaml").read_text())
+    few = {
+        "devices": ["pixel3"],
+        "links": ["wifi"],
+        "inputs": ["private"],
+        "n_eval": 3,
+        "seeds": 3,
+        "checkpoints": [1],
+        "methods": {"random": {}},
+        "ours": "random",
+        "headline": None,
+    }
+    return experiment.check_experiment(values | few)
+
+
+@cache
+def comparison() -> Files:
+    points = len(experiment.curve_counts(compared()["n_eval"], compared()["checkpoints"]))
     lines = [
         {
-            "setting": "pixel3-wifi-raw",
+            "setting": experiment.settings(compared())[0].name,
             "method": "random",
             "seed": seed,
-            "evaluations": 40,
+            "evaluations": 3,
             "seconds": 1.5,
-            "curve": [0.0, 0.25],
+            "curve": [0.25] * points,
             "front": [[0.5, 4.0, 1.0, 2.0, 1.0, "2", "key"]],
         }
         for seed in range(3)
     ]
-    return {SEARCHES: b"".join(json.dumps(line).encode() + b"\n" for line in lines)}
+    document = {"format": experiment.FORMAT, "experiment": compared()}
+    return {
+        experiment.SEARCHES: b"".join(json.dumps(line).encode() + b"\n" for line in lines),
+        experiment.MANIFEST: json.dumps(document).encode(),
+    }
+
+
+def read_comparison(folder: Path) -> Any:
+    """Resume a comparison that has ended, and write its tables."""
+    read = experiment.ComparisonFolder(folder, resume=True, experiment=compared())
+    read.close()
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    pictures = mock.patch.multiple(
+        "nasc_evo.report.comparison", draw_curves=mock.DEFAULT, draw_attainment=mock.DEFAULT
+    )
+    exact = mock.patch("nasc_evo.report.comparison.exact_values", return_value=None)
+    with pictures, exact:
+        return write_comparison(out, compared(), list(read.results.values()))
 
 
 SEARCH_LINE = Document(
     lambda content: json.loads(content.splitlines()[1]),
-    lambda tree: searches()[SEARCHES] + json.dumps(tree).encode() + b"\n",
+    lambda tree: comparison()[experiment.SEARCHES] + json.dumps(tree).encode() + b"\n",
 )
+
+
+@cache
+def collected() -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        run = test_collect.write_run(Path(folder) / "run")
+        return {path.name: path.read_bytes() for path in sorted(run.iterdir())}
 
 
 @cache
@@ -515,8 +573,10 @@ def weight_files() -> Files:
 def read_weights(folder: Path) -> Any:
     """Read weights whose manifest has the right hash, whatever they are."""
     path = folder / "weights.safetensors"
-    manifest = json.loads(weight_files()["weights.json"]) | {"sha256": weights.file_sha256(path)}
-    (folder / "weights.json").write_text(json.dumps(manifest))
+    if path.is_file():
+        sha256 = weights.file_sha256(path)
+        manifest = json.loads(weight_files()["weights.json"]) | {"sha256": sha256}
+        (folder / "weights.json").write_text(json.dumps(manifest))
     SplitSpace(FBNET, channel_importance=weights.load_importance(path))
     with mock.patch("nasc_evo.supernet.model.build_supernet", return_value=small_network()):
         return weights.load_supernet(FBNET, get_dataset("fashion_mnist"), path)
@@ -525,6 +585,62 @@ def read_weights(folder: Path) -> Any:
 def read_weight_manifest(folder: Path) -> Any:
     path = folder / "weights.safetensors"
     return weights.read_manifest(path, FBNET, get_dataset("fashion_mnist"))
+
+
+class TwoNumbers(test_training.Blobs):
+    """Images of two classes, made once."""
+
+    split = cache(test_training.Blobs.split)
+
+
+@contextmanager
+def small_trainer(folder: Path) -> Iterator[training.Trainer]:
+    """Give a trainer of the network of :func:`small_network`."""
+    with mock.patch.object(training, "build_supernet", return_value=torch.nn.Linear(16, 2)):
+        yield training.Trainer(test_training.SPACE, TwoNumbers(), test_training.CONFIG, folder)
+
+
+@cache
+def checkpoint() -> Files:
+    with tempfile.TemporaryDirectory() as folder, small_trainer(Path(folder)) as trainer:
+        for parameter in trainer.supernet.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        trainer.optimizer.step()
+        trainer.step = 3
+        trainer.save()
+        return {"checkpoint.pt": trainer.checkpoint.read_bytes()}
+
+
+def read_checkpoint(folder: Path) -> Any:
+    with small_trainer(folder) as trainer:
+        return trainer.step, trainer.best
+
+
+def pickled_member(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read("checkpoint/data.pkl")
+
+
+def with_pickled_member(member: bytes) -> bytes:
+    """Return a checkpoint that says something else of its tensors."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(checkpoint()["checkpoint.pt"])) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, member if name == "checkpoint/data.pkl" else old.read(name))
+    return file.getvalue()
+
+
+def tensors_aside(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+def saved(tree: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(tree, file)
+    return file.getvalue()
 
 
 @cache
@@ -648,13 +764,21 @@ READERS = {
     "journal": Reader(journal, read_journal, document=JOURNAL_LINE),
     "samples": Reader(samples, read_samples, document=SAMPLES_LINE),
     "warm_start": Reader(warm_start, read_warm_start_files, document=JSON),
-    "searches": Reader(
-        searches, lambda folder: read_searches(folder / SEARCHES), document=SEARCH_LINE
+    "comparison": Reader(comparison, read_comparison, document=SEARCH_LINE),
+    "collected": Reader(collected, lambda folder: read_runs([folder]), document=JSON),
+    "checkpoint": Reader(
+        checkpoint,
+        read_checkpoint,
+        layers=(Layer(pickled_member, with_pickled_member),),
+        document=Document(tensors_aside, saved),
     ),
     "run_manifest": Reader(run_manifest, read_run_manifest, document=JSON),
     "configuration": Reader(configuration, read_configuration, step=10),
     "repicked_run": Reader(
         repicked_run, read_repicked_run, (MANIFEST, JOURNAL), document=JSON, step=4
+    ),
+    "repicked_chain": Reader(
+        repicked_chain, read_repicked_run, (MANIFEST, JOURNAL), document=JSON, step=4
     ),
     "trace": Reader(trace, read_trace),
     "truth": Reader(truth, read_truth_files, document=JSON),
