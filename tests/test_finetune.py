@@ -17,7 +17,13 @@ from nasc_evo.supernet.deploy import DeployedNetwork
 from tests.conftest import needs_data
 
 RUN = (
-    *("n_eval=6", "algorithm.pop_size=4", "evaluator.images=64", "evaluator.calibration_images=32"),
+    *(
+        "n_eval=6",
+        "algorithm=nsga2",
+        "algorithm.pop_size=4",
+        "evaluator.images=64",
+        "evaluator.calibration_images=32",
+    ),
     *("evaluator.dtype=float32", "evaluator.threads=1", "rescore=2", "hydra.run.dir=r"),
 )
 

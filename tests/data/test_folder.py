@@ -254,7 +254,7 @@ def test_from_a_folder_of_60_images_to_weights_a_search_and_a_network(cli, tmp_p
     searched = cli(
         *(*OPTIONS, f"evaluator.weights={weights}", "evaluator.images=full"),
         *("evaluator.calibration_images=15", "evaluator.threads=1", "n_eval=4"),
-        *("algorithm.pop_size=4", "rescore=1", "hydra.run.dir=r"),
+        *("algorithm=nsga2", "algorithm.pop_size=4", "rescore=1", "hydra.run.dir=r"),
     )
     assert searched.returncode == 0, searched.stderr
     document = json.loads((tmp_path / "r" / "pareto.json").read_text())
