@@ -136,15 +136,13 @@ class Link:
             if name != "name" and not _is_number(value):
                 raise UserError(f"link.{name} must be a number, got {value!r}.")
         try:
-            made = None if radio is None else Radio(**radio)
-            if made and not all(type(value) in (int, float) for value in asdict(made).values()):
-                raise TypeError("a figure is no number")
+            radio = None if radio is None else Radio(**radio)
         except TypeError as error:
             raise UserError(
                 "link.radio needs exactly the numbers "
                 f"{', '.join(field.name for field in fields(Radio))}, got {radio!r}."
             ) from error
-        return cls(**values, radio=made, variation=variation)
+        return cls(**values, radio=radio, variation=variation)
 
     def describe(self) -> dict[str, Any]:
         """Return what fixes the figures, for comparing runs."""

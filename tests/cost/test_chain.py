@@ -184,14 +184,8 @@ def test_device_cloud_device_returns_nothing_from_the_last_node():
         ),
         ({"rtt_ms": 10**400}, "link.rtt_ms must be a number"),
         (
-            {
-                "radio": {
-                    "alpha_up_mw_per_mbps": 1,
-                    "alpha_down_mw_per_mbps": 1,
-                    "beta_mw": {"a": 1},
-                }
-            },
-            "link.radio needs exactly the numbers",
+            {"radio": {name: {"a": 1} for name in asdict(RADIO)}},
+            "link.radio.alpha_up_mw_per_mbps must be a finite number",
         ),
         (
             {
