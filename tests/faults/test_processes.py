@@ -67,7 +67,7 @@ def wait_for_lines(process: subprocess.Popen, folder: Path, n: int) -> None:
 
 def all_end(descendants: Callable[[], list[str]]) -> bool:
     """Wait for processes to end; return whether they do."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # Ray's workers are nice to others
     while descendants() and time.monotonic() < deadline:
         time.sleep(0.1)
     return not descendants()
@@ -122,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_front(tmp_path, whole, survived, backe
     times = f"{kills} times" if kills > 1 else "once"
     outcome = "resumed: same front, same journal, nothing evaluated twice"
     survived(f"kill -9 of the main process, {times}", backend, outcome)
-    survived("kill -9 of the main process", backend, "nothing that it started outlives it")
+    survived("kill -9 of the main process", backend, "all that it started ends too")
 
 
 @pytest.mark.slow

@@ -197,12 +197,12 @@ def test_workers_end_with_their_parent(survived, descendants, backend):
     assert process.stdout.readline() == "4\n"
     assert len(descendants()) >= 2  # one of its workers may begin only now
     process.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # Ray's workers are nice to others
     while descendants() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert descendants() == []
     process.communicate()
-    survived("kill -9 of the main process", backend, "nothing that it started outlives it")
+    survived("kill -9 of the main process", backend, "all that it started ends too")
 
 
 def test_a_worker_with_other_weights_is_refused(pool):
