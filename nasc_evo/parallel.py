@@ -436,6 +436,7 @@ class RayPool:
                     include_dashboard=False,
                     object_store_memory=100 * 2**20,
                     _node_ip_address=LOOPBACK,
+                    _system_config={"worker_niceness": 0},  # the priority of the caller
                     **quiet,
                 )
             else:
