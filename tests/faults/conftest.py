@@ -11,7 +11,8 @@ INTRODUCTION = """# What a run survives
 
 Written by the tests of `tests/faults`: every row was seen in a real process, on the back end it
 names. `NASC_EVO_FAULT_MATRIX=docs/faults.md NASC_EVO_FAULTS=full python -m pytest tests/faults`
-writes this page anew; CI runs the same tests with fewer repetitions.
+writes this page anew; CI runs the same tests with fewer repetitions, and kill -9 and SIGTERM of the
+main process on fewer back ends.
 
 | fault | back end | outcome |
 | --- | --- | --- |
