@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import RESULTS, write_result
 
-from nasc_evo.experiment import MANIFEST, SEARCHES, read_searches
+from nasc_evo.experiment import MANIFEST, SEARCHES, read_searches, units
 from nasc_evo.files import read_json
 
 KEPT = ("results", "ranks", "speed", "curves", "attainment", "headline")
@@ -27,7 +27,9 @@ def main() -> None:
     for name in (*(f"{name}.csv" for name in KEPT), *PICTURES):
         if (args.folder / name).is_file():
             shutil.copyfile(args.folder / name, out / name)
-    searches = list(read_searches(args.folder / SEARCHES, experiment)[0].values())
+    wanted = {unit.key for unit in units(experiment, args.folder)}
+    found, _ = read_searches(args.folder / SEARCHES, experiment)
+    searches = [search for key, search in found.items() if key in wanted]
     lines = (args.folder / "comparison.md").read_text(encoding="utf-8").splitlines()
     measured = [s for s in searches if s["computed"] == s["evaluations"]]
     inherited = [s for s in measured if experiment["evaluator"]["name"] != "tabular"]

@@ -7,6 +7,7 @@ units that begin later take over what they need: an accuracy belongs to the phen
 setting or the method.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -20,16 +21,18 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from nasc_evo import __version__
 from nasc_evo.config import group_options, load_group_option
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import parse_json, read_lines
 from nasc_evo.parallel import WorkerDiedError, check_parallel, make_pool
-from nasc_evo.search.algorithms import ALGORITHMS, create_algorithm
+from nasc_evo.problem import Evaluation
+from nasc_evo.search.algorithms import ALGORITHMS, check_options, create_algorithm
 from nasc_evo.search.exact import exact_front
 from nasc_evo.search.folder import first_difference, read_document, write_json
 from nasc_evo.search.indicators import hypervolume, non_dominated
 from nasc_evo.search.journal import Journal, Records, ScoreKey
-from nasc_evo.search.loop import check_whole, run_search
+from nasc_evo.search.loop import check_whole, is_number, run_search
 from nasc_evo.supernet.score import Score
 
 FORMAT = "nasc_evo comparison 1"
@@ -64,6 +67,8 @@ FIELDS = {
     "headline": Mapping,
 }
 """Fields of an experiment and their types; `headline` may be null."""
+HEADLINE = ("baselines", "against", "points")
+"""Fields of a headline: methods, methods, and points of accuracy."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ def check_experiment(values: Any) -> dict[str, Any]:
         )
     for device in given["devices"]:
         reference_point(given, device)
+    if given["headline"] is not None:
+        _check_headline(given["headline"], methods)
     if given["problem"] not in group_options("problem"):
         raise UserError(
             f"experiment.problem must be one of {', '.join(group_options('problem'))}, got "
@@ -152,6 +159,25 @@ def _check_choices(name: str, values: Sequence[Any], allowed: Sequence[str]) -> 
         )
 
 
+def _check_headline(headline: Any, methods: Mapping[str, Any]) -> None:
+    given = dict(headline) if isinstance(headline, Mapping) else {}
+    if set(given) != set(HEADLINE):
+        raise UserError(
+            f"experiment.headline must be null or have the fields {', '.join(HEADLINE)}, got "
+            f"{headline!r}."
+        )
+    for name in HEADLINE[:2]:
+        listed = isinstance(given[name], Sequence) and not isinstance(given[name], str)
+        _check_choices(
+            f"experiment.headline.{name}", given[name] if listed else [given[name]], list(methods)
+        )
+    if not is_number(given["points"]) or not 0 <= given["points"] <= 100:
+        raise UserError(
+            "experiment.headline.points must be a number of points of accuracy in 0..100, got "
+            f"{given['points']!r}."
+        )
+
+
 def _method(name: str, options: Any) -> dict[str, Any]:
     """Return the options of a method: those of its algorithm's configuration, and changes."""
     changes = dict(options) if isinstance(options, Mapping) else {}
@@ -163,7 +189,12 @@ def _method(name: str, options: Any) -> dict[str, Any]:
             f"experiment.methods.{name}.algorithm must be one of {', '.join(ALGORITHMS)}, got "
             f"'{algorithm}'."
         )
-    return {**load_group_option("algorithm", str(algorithm)), **changes}
+    method = {**load_group_option("algorithm", str(algorithm)), **changes}
+    try:
+        check_options(method["name"], {k: v for k, v in method.items() if k != "name"})
+    except UserError as error:
+        raise UserError(f"experiment.methods.{name}: {error}") from error
+    return method
 
 
 def reference_point(experiment: Mapping[str, Any], device: str) -> NDArray[np.float64]:
@@ -251,6 +282,15 @@ def problem_of(experiment: Mapping[str, Any], setting: Setting) -> Any:
     return problem
 
 
+def fingerprint(experiment: Mapping[str, Any], setting: Setting) -> str:
+    """Return the SHA-256 of what defines a setting's problem, its tables and accuracies included.
+
+    Results of two searches belong together only where it is equal.
+    """
+    described = json.dumps(problem_of(experiment, setting).describe(), sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
 def run_unit(unit: Unit) -> dict[str, Any]:
     """Run one search; return what is kept of it. Runs in a worker.
 
@@ -309,16 +349,20 @@ def run_unit(unit: Unit) -> dict[str, Any]:
         "evaluator_seconds": round(waited[0], 4),
         "stop_reason": result.stop_reason,
         "curve": curve,
-        "front": [
-            [
-                e.score.error,
-                *(e.metric(name) for name in FRONT_COLUMNS[1:5]),
-                "/".join(map(str, e.design.cuts)),
-                e.design.key,
-            ]
-            for e in front
-        ],
+        "front": front_rows(front),
     }
+
+
+def front_rows(front: Sequence[Evaluation]) -> list[list[Any]]:
+    """Return the :data:`FRONT_COLUMNS` of evaluations."""
+    return [
+        [
+            *(e.metric(name) for name in FRONT_COLUMNS[:5]),
+            "/".join(map(str, e.design.cuts)),
+            e.design.key,
+        ]
+        for e in front
+    ]
 
 
 class _Timed:
@@ -392,10 +436,17 @@ class ComparisonFolder:
         self._file: Any = None
         self.results: dict[tuple[str, str, int], dict[str, Any]] = {}
         try:
-            document = {"format": FORMAT, "experiment": json.loads(json.dumps(experiment))}
+            document = {
+                "format": FORMAT,
+                "version": __version__,
+                "experiment": json.loads(json.dumps(experiment)),
+                "problems": {s.name: fingerprint(experiment, s) for s in settings(experiment)},
+            }
             if resume:
                 old = read_document(manifest, "manifest", FORMAT)
                 _check_same(old.get("experiment"), document["experiment"], path)
+                for name in ("version", "problems"):
+                    _check_equal(path, name, old.get(name), document[name])
             write_json(manifest, document)
             self.results, end = read_searches(path / SEARCHES, experiment)
             self._file = open(path / SEARCHES, "ab")  # noqa: SIM115 - open for the whole run
@@ -434,7 +485,11 @@ def _check_same(old: Any, new: dict[str, Any], path: Path) -> None:
         }
         for asked in (old, new)
     )
-    difference = first_difference(before, now)
+    _check_equal(path, "", before, now)
+
+
+def _check_equal(path: Path, name: str, old: Any, new: Any) -> None:
+    difference = first_difference({name: old} if name else old, {name: new} if name else new)
     if difference is not None:
         key, before, now = difference
         raise UserError(
@@ -560,14 +615,6 @@ def exact_values(
         return None
     front = exact_front(problem)
     F = problem.objective_values(front)
-    rows = [
-        [
-            e.score.error,
-            *(e.metric(name) for name in FRONT_COLUMNS[1:5]),
-            "/".join(map(str, e.design.cuts)),
-            e.design.key,
-        ]
-        for e in front
-    ]
+    rows = front_rows(front)
     problem.forget()
     return hypervolume(F, reference_point(experiment, setting.device)), rows

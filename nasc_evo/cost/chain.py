@@ -32,6 +32,8 @@ QUANTIZER_BYTES = 4
 """Two fp16 numbers a kept channel: minimum and maximum, for bits < 16."""
 LOGIT_BYTES = 4
 PERCENTILE = 0.95
+FEW_DESIGNS = 64
+"""Up to so many designs their figures are gathered and summed at once."""
 CACHED_DESIGNS = 8192
 MAX_NODES = 5
 """Every combination of cuts is looked at, and their number grows by the power of the links."""
@@ -373,9 +375,13 @@ class Chain:
         figures = getattr(table, metric).ravel()
         prefix = np.empty((len(indices) + 1, len(ops)))
         prefix[0] = 0
-        for before, here, at in zip(prefix, prefix[1:], indices, strict=False):
-            figures.take(at, out=here, mode="clip")
-            here += before
+        if len(ops) <= FEW_DESIGNS:
+            figures.take(indices, out=prefix[1:], mode="clip")
+            np.add.accumulate(prefix, axis=0, out=prefix)
+        else:  # row by row stays in the cache
+            for before, here, at in zip(prefix, prefix[1:], indices, strict=False):
+                figures.take(at, out=here, mode="clip")
+                here += before
         at = self.space.block_start[bounds.T] * len(ops) + np.arange(len(ops))
         at_bounds = prefix.ravel().take(at, mode="clip")
         sums = np.subtract(at_bounds[1:], at_bounds[:-1]).T

@@ -262,54 +262,51 @@ def attainment_table(comparison: Comparison) -> Table:
 
 
 def headline_table(comparison: Comparison) -> Table:
-    """Return a row a setting and method: its latency at nearly the accuracy of a baseline.
+    """Return a row a setting, baseline and method: its latency at nearly the baseline's accuracy.
 
-    The baseline is what a method finds as its most accurate design; others may be worse by
-    `points` points of accuracy. Medians over the seeds, paired by seed; the parts of the time are
-    those of the design of the median seed.
+    A baseline gives its most accurate design; others may be worse by `points` points of accuracy.
+    Medians over the seeds that both have, paired by seed, of the `found` ones of `searches` in
+    which a design is accurate enough; the parts of the time are those of the design of the median
+    seed.
     """
     asked = comparison.experiment["headline"]
-    columns = ["setting", "method", "searches", "found", "error", "latency_ms", "saved_percent"]
-    columns += ["saved_lower_quartile", "saved_upper_quartile", "cut"]
+    columns = ["setting", "baseline", "method", "searches", "found", "error", "latency_ms"]
+    columns += ["saved_percent", "saved_lower_quartile", "saved_upper_quartile", "cut"]
     columns += ["device_ms", "link_ms", "server_ms"]
     rows: list[dict[str, Any]] = []
     if not asked:
         return columns, rows
     for setting in comparison.settings:
-        bases = {
-            seed: min(search["front"], key=lambda row: (row[0], row[1]))
-            for seed, search in comparison.searches(setting, asked["baseline"]).items()
-            if search["front"]
-        }
-        if not bases:
-            continue
         exact = comparison.exact.get(setting.name)
-        for method in (asked["baseline"], *asked["against"], *(["exact"] if exact else [])):
-            searches = comparison.searches(setting, method)
-            pairs = []
-            for seed, base in bases.items():
-                if method == asked["baseline"]:
-                    pairs.append((base, base))
+        for baseline in asked["baselines"]:
+            bases = {
+                seed: min(search["front"], key=lambda row: (row[0], row[1]))
+                for seed, search in comparison.searches(setting, baseline).items()
+                if search["front"]
+            }
+            others = [m for m in dict.fromkeys(asked["against"]) if m != baseline]
+            for method in (baseline, *others, *(["exact"] if exact else [])):
+                if method == "exact":
+                    fronts = dict.fromkeys(bases, exact[1] if exact else [])
+                else:
+                    searches = comparison.searches(setting, method)
+                    fronts = {seed: searches[seed]["front"] for seed in bases if seed in searches}
+                if not fronts:
                     continue
-                front = exact[1] if method == "exact" and exact else []
-                if method != "exact":
-                    front = searches[seed]["front"] if seed in searches else []
-                near = [row for row in front if row[0] <= base[0] + asked["points"] / 100 + 1e-12]
-                if near:
-                    pairs.append((base, min(near, key=lambda row: (row[1], row[0]))))
-            rows.append(_headline_row(setting, method, len(bases), pairs))
+                pairs = []
+                for seed, front in fronts.items():
+                    base = bases[seed]
+                    worst = base[0] + asked["points"] / 100 + 1e-12
+                    near = [base] if method == baseline else [r for r in front if r[0] <= worst]
+                    if near:
+                        pairs.append((base, min(near, key=lambda row: (row[1], row[0]))))
+                row = {"setting": setting.name, "baseline": baseline, "method": method}
+                rows.append(row | _headline_row(len(fronts), pairs))
     return columns, rows
 
 
-def _headline_row(
-    setting: Setting, method: str, searches: int, pairs: Sequence[tuple[Any, Any]]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "setting": setting.name,
-        "method": method,
-        "searches": searches,
-        "found": len(pairs),
-    }
+def _headline_row(searches: int, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"searches": searches, "found": len(pairs)}
     if not pairs:
         return row
     saved = np.array([100 * (1 - found[1] / base[1]) for base, found in pairs])
@@ -447,8 +444,10 @@ def summary_lines(comparison: Comparison, tables: Mapping[str, Table]) -> list[s
     """Return the outcome in sentences."""
     others = [row for row in tables["ranks"][1] if row["method"] != comparison.ours]
     pairs = sum(row["settings"] for row in others)
-    better, equal = (sum(row[f"ours_{name}"] for row in others) for name in ("better", "equal"))
-    worse = sum(row["ours_significantly_worse"] for row in others)
+    better, equal, worse, clearly_better, clearly_worse = (
+        sum(row[f"ours_{name}"] for row in others)
+        for name in ("better", "equal", "worse", "significantly_better", "significantly_worse")
+    )
     share = "as a share of the exact one" if comparison.exact else "as a share of the reference box"
     seeds = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) != 1 else "1 seed"
     lines = [
@@ -458,8 +457,13 @@ def summary_lines(comparison: Comparison, tables: Mapping[str, Table]) -> list[s
     if pairs:
         lines.append(
             f"The median final hypervolume of {comparison.ours} is better in {better} of {pairs} "
-            f"pairs of setting and other method and equal in {equal}; significantly worse in "
-            f"{worse} (one-sided Wilcoxon signed-rank test, p < {LEVEL})."
+            f"pairs of setting and other method, equal in {equal} and worse in {worse}; "
+            + (
+                f"significantly better in {clearly_better} and worse in {clearly_worse} (one-sided "
+                f"Wilcoxon signed-rank tests, p < {LEVEL} each)."
+                if 0.5 ** len(comparison.seeds) < LEVEL
+                else "so few seeds allow no significance test."
+            )
         )
     speed = tables["speed"][1]
     if speed:

@@ -135,13 +135,7 @@ def algorithm_options(
     Raises:
         UserError: If name or an option is unknown or out of range.
     """
-    if name not in OPTIONS:
-        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
-    unknown = sorted(set(options or {}) - set(OPTIONS[name]))
-    if unknown:
-        raise UserError(
-            f"The algorithm {name} has no option '{unknown[0]}'; it has {', '.join(OPTIONS[name])}."
-        )
+    check_options(name, options or {})
     given = {key: value for key, value in (options or {}).items() if value is not None}
     values = dict(OPTIONS[name])
     if problem.lossless:
@@ -149,12 +143,19 @@ def algorithm_options(
             values |= {key: value for key, value in LOSSLESS.items() if key in values}
         elif "best_cut_rate" in values:
             values["best_cut_rate"] = 1.0
-    values |= given
-    _check_options(values)
-    return values
+    return values | given
 
 
-def _check_options(values: Mapping[str, Any]) -> None:
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise a UserError unless an algorithm has these options; None stands for a default."""
+    if name not in OPTIONS:
+        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
+    unknown = sorted(set(options) - set(OPTIONS[name]))
+    if unknown:
+        raise UserError(
+            f"The algorithm {name} has no option '{unknown[0]}'; it has {', '.join(OPTIONS[name])}."
+        )
+    values = {key: value for key, value in options.items() if value is not None}
     for key, (lowest, highest) in WHOLE_NUMBERS.items():
         value = values.get(key, lowest)
         whole = isinstance(value, int) and not isinstance(value, bool)

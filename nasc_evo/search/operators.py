@@ -186,7 +186,8 @@ class BestCuts:
         self._look_up(keys, bare)
         for row, key in zip(moved, keys, strict=True):
             best = self._best[key]
-            X[row, self.space.cut_genes] = self.space.cut_vectors[best[rng.integers(len(best))]]
+            choice = rng.integers(len(best)) if len(best) > 1 else 0
+            X[row, self.space.cut_genes] = self.space.cut_vectors[best[choice]]
         X[moved] = keep_valid(self.space, X[moved])
         return X
 

@@ -170,19 +170,31 @@ class SurrogateSearch(Method):
         front = problem.objective_values(non_dominated(problem, scored)) / self.reference
         front = np.column_stack([front[:, error], np.delete(front, error, axis=1)])
         front = front[(front < 1).all(axis=1)]
-        chosen: list[int] = []
-        open_rows = np.ones(len(X), dtype=bool)
-        for _ in range(min(size, len(X))):
-            if problem.n_obj == 2:
-                gain = expected_hypervolume_gain(mean, deviation, costs[:, 0], front)
+        two = problem.n_obj == 2
+
+        def gains(rows: Any) -> NDArray[np.float64]:
+            if two:
+                gain = expected_hypervolume_gain(mean[rows], deviation[rows], costs[rows, 0], front)
             else:
                 weights = 1 / np.maximum(self.rng.dirichlet(np.ones(problem.n_obj)), 1e-3)
-                gain = expected_scalar_gain(mean, deviation, costs, front, weights)
-            row = int(np.argmax(np.where(open_rows, rounded(gain), -1.0)))
-            open_rows[row] = False
+                gain = expected_scalar_gain(mean[rows], deviation[rows], costs[rows], front, weights)
+            return rounded(gain)
+
+        # a gain of hypervolume only shrinks while the front grows: what it was bounds what it is
+        bounds, fresh = gains(slice(None)), np.ones(len(X), dtype=bool)
+        chosen: list[int] = []
+        while len(chosen) < min(size, len(X)):
+            row = int(np.argmax(bounds))
+            if not fresh[row]:
+                bounds[row], fresh[row] = gains([row])[0], True
+                continue
             chosen.append(row)
             front = np.vstack([front, np.concatenate([[mean[row]], costs[row]])])
             front = front[moocore.is_nondominated(front, keep_weakly=False)]
+            if not two:
+                bounds = gains(slice(None))
+            fresh[:] = not two
+            bounds[chosen], fresh[chosen] = -1.0, True
         return chosen
 
 

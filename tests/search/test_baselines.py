@@ -289,3 +289,15 @@ def test_relaxed_masks_need_gradients():
         create_algorithm("relaxed_masks", tabular())
     with pytest.raises(UserError, match="follows gradients through a supernet"):
         run("relaxed_masks", problem())
+
+
+def test_radial_basis_functions_are_those_of_scipy():
+    from scipy.interpolate import RBFInterpolator
+
+    from nasc_evo.search.msunas import SMOOTHING, radial_basis
+
+    rng = np.random.default_rng(0)
+    U, V = (np.eye(5)[rng.integers(0, 5, (n, 6))].reshape(n, 30) for n in (80, 50))
+    errors = rng.random(80)
+    theirs = RBFInterpolator(U, errors, kernel="linear", degree=0, smoothing=SMOOTHING)(V)
+    assert radial_basis(U, errors)(V) == pytest.approx(theirs, abs=1e-9)

@@ -142,6 +142,28 @@ def test_what_a_machine_refuses_is_hopeless():
     assert (Screen(one, []).hopeless(batch) == refused).all()
 
 
+def test_a_batch_is_what_choosing_one_after_another_gives():
+    one = tabular(device="raspi4")
+    algorithm = create_algorithm("surrogate", one)
+    scored = run_search(one, algorithm, 60, seed=0).evaluations
+    X = random_genomes(one.space, 400, np.random.default_rng(1))
+    batch = one.space.decode_batch(X)
+    mean, deviation = algorithm.predictor.predict(features(one.space, batch))
+    point = np.array([one.reference_point["error"], one.reference_point["latency_ms"]])
+    cost = one.cut_costs(batch)[0][:, 0] / point[1]
+    front = one.objective_values(non_dominated(one, scored)) / point
+    front, plain = front[(front < 1).all(axis=1)], []
+    for _ in range(12):
+        gain = rounded(
+            expected_hypervolume_gain(mean / point[0], 0.5 * deviation / point[0], cost, front)
+        )
+        gain[plain] = -1
+        plain.append(int(np.argmax(gain)))
+        front = np.vstack([front, [mean[plain[-1]] / point[0], cost[plain[-1]]]])
+        front = front[moocore.is_nondominated(front, keep_weakly=False)]
+    assert algorithm._choose(X, scored, 12) == plain
+
+
 def test_designs_over_a_limit_are_never_evaluated():
     one = problem(limits={"latency_ms": 6.0, "payload_bytes": 3000})
     result = search(one, "surrogate", 100, pop_size=None)
@@ -156,7 +178,7 @@ def test_virtual_offspring_are_genomes_near_and_far():
         X = random_genomes(space, 400, rng)
         children = space.check(vary(space, X, X[::-1], rng))
         changed = (children != X)[:, : space.n_arch].sum(axis=1)
-        assert changed.min() <= 1
+        assert changed.min() == 0
         assert changed.max() >= 6
         batch = space.decode_batch(children)
         keys = [design.key for design in space.designs(batch)]
@@ -207,8 +229,6 @@ def test_a_small_space_ends_with_its_exact_front():
     found = one.objective_values(non_dominated(one, result.evaluations))
     assert len(result.evaluations) < 3000
     assert "could enter the front" in result.stop_reason
-    missing = moocore.is_nondominated(np.vstack([found, truth]), keep_weakly=True)[len(found) :]
-    assert missing.mean() <= 1
     assert hypervolume(found, truth.max(axis=0) * 1.1) == pytest.approx(
         hypervolume(truth, truth.max(axis=0) * 1.1), rel=0.02
     )
