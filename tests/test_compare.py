@@ -239,8 +239,9 @@ def test_tables_say_what_made_up_results_hold():
     assert ranks["nsga2"]["ours_equal"] == 1
     assert ranks["random"]["ours_better"] == ranks["random"]["ours_significantly_better"] == 1
     tables = {"ranks": ranks_table(comparison), "speed": speed_table(comparison)}
-    assert "better in 2 of 3 pairs of setting and other method, equal in 1 and worse in 0" in (
-        summary_lines(comparison, tables)[1]
+    assert (
+        "better in 2 of 3 pairs of setting and other method, equal in 1 and worse in 0"
+        in (summary_lines(comparison, tables)[1])
     )
     assert "significantly better in 2 and worse in 0" in summary_lines(comparison, tables)[1]
     few = Comparison({**asked, "seeds": 2}, made_up(asked, {m: v[:2] for m, v in values.items()}))
@@ -282,7 +283,7 @@ def test_each_baseline_of_a_headline_has_rows_of_its_own():
     asked = experiment(
         methods=methods, headline=headline, devices=["edgegpu"], inputs=["private"], seeds=1
     )
-    results = made_up(asked, dict.fromkeys(methods, [0.3]))
+    results = made_up(asked, {name: [0.3] for name in methods})
     for result, latency in zip(results, (4.0, 10.0, 5.0), strict=True):
         result["front"] = [[0.3, latency, latency, 0.0, 0.0, "19", "a"]]
     rows = {(r["baseline"], r["method"]): r for r in headline_table(Comparison(asked, results))[1]}

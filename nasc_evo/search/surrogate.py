@@ -177,7 +177,9 @@ class SurrogateSearch(Method):
                 gain = expected_hypervolume_gain(mean[rows], deviation[rows], costs[rows, 0], front)
             else:
                 weights = 1 / np.maximum(self.rng.dirichlet(np.ones(problem.n_obj)), 1e-3)
-                gain = expected_scalar_gain(mean[rows], deviation[rows], costs[rows], front, weights)
+                gain = expected_scalar_gain(
+                    mean[rows], deviation[rows], costs[rows], front, weights
+                )
             return rounded(gain)
 
         # a gain of hypervolume only shrinks while the front grows: what it was bounds what it is
