@@ -53,8 +53,8 @@ class Features(NamedTuple):
 def features(space: SplitSpace, batch: DesignBatch) -> Features:
     """Return the features of a decoded population.
 
-    Cut, channels and bits are left out where they are no genes with an effect (one channel group
-    and one width).
+    Operations are those of the network that stands for all that compute the same. Cut, channels and
+    bits are left out where they are no genes with an effect (one channel group and one width).
     """
     architecture = space.architecture
     ops = np.asarray(batch.ops, dtype=np.int64)
@@ -82,7 +82,7 @@ def features(space: SplitSpace, batch: DesignBatch) -> Features:
                 np.where(active, share, 1.0),
                 np.where(active, 2.0 / np.maximum(batch.bits[:, link], 1), 0.0),
             ]
-    return Features(ops, np.column_stack(columns).astype(float))
+    return Features(architecture.canonical(ops), np.column_stack(columns).astype(float))
 
 
 class ErrorPredictor:

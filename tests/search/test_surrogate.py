@@ -85,6 +85,15 @@ def test_the_predictor_learns_and_knows_what_it_does_not():
     assert np.median(at_known) < np.median(deviation)
 
 
+def test_networks_that_compute_the_same_have_the_same_operations_for_the_predictor():
+    space = NASBench201Split(evaluator=Formula()).space
+    ops = space.architecture.architectures[::97]
+    X = np.zeros((len(ops), space.n_var), dtype=np.int64)
+    X[:, : space.n_arch] = ops
+    seen = features(space, space.decode_batch(X)).ops
+    assert np.array_equal(seen, space.architecture.canonical(ops))
+
+
 def test_the_gradient_of_the_marginal_likelihood_is_that_of_finite_differences(monkeypatch):
     one = problem()
     X = random_genomes(one.space, 25, np.random.default_rng(3))
