@@ -299,8 +299,8 @@ class DaskPool:
             if address is None:
                 with inherit_ignored_interrupts():
                     self._cluster = _local_dask(n_workers, gpus)
-                self._client = distributed.Client(self._cluster)
-                self._client.wait_for_workers(n_workers, timeout=10 * CONNECT_SECONDS)
+                    self._client = distributed.Client(self._cluster)
+                    self._client.wait_for_workers(n_workers, timeout=10 * CONNECT_SECONDS)
             elif address.endswith(".json"):
                 if not Path(address).is_file():
                     raise UserError(f"There is no Dask scheduler file {address}.")
