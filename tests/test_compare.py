@@ -346,10 +346,13 @@ def test_inherited_accuracies_are_shared_by_units(tmp_path, monkeypatch):
     )
     from nasc_evo.supernet.evaluation import SupernetEvaluator
 
-    score = SupernetEvaluator.score
-    monkeypatch.setattr(
-        SupernetEvaluator, "score", lambda self, d, *a: calls.append(d.key) or score(self, d, *a)
-    )
+    evaluate = SupernetEvaluator.evaluate
+
+    def watched(self, designs, *arguments):
+        calls.extend(design.key for design in designs)
+        return evaluate(self, designs, *arguments)
+
+    monkeypatch.setattr(SupernetEvaluator, "evaluate", watched)
     results = [run_unit(unit) for unit in units(asked, tmp_path)]
     assert len(results) == 2
     assert len(calls) == len(set(calls))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nasc_evo import __version__
 from nasc_evo.data.images import CALIBRATION_IMAGES, ImageDataset, Images
 from nasc_evo.errors import UserError, brief, one_line
-from nasc_evo.files import read_json
+from nasc_evo.files import check_regular, read_json
 from nasc_evo.space import SPACES, ArchitectureSpace, Design, SplitSpace
 from nasc_evo.supernet.blocks import (
     Block,
@@ -394,6 +394,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> DeployedNetwork:
     listed = manifest["parts"]
     for name, part, entry in zip(network.names, parts, listed, strict=True):
         path = folder / f"{name}.safetensors"
+        check_regular(path)
         if path.stat().st_size > MAX_BYTES or file_sha256(path) != entry["sha256"]:
             raise UserError(
                 f"{path} does not have the sha256 of its manifest; it is damaged or was changed: "
