@@ -102,8 +102,9 @@ class SurrogateSearch(Method):
         """
         screen, space = Screen(self.problem, evaluations), self.problem.space
         drawn = self.sampling._do(self.problem, self.initial, random_state=self.rng)
-        kept, seen = drawn[:0], set[bytes]()
+        kept, nearest, seen = drawn[:0], drawn[:0], set[bytes]()
         for _ in range(MAX_DRAWS):
+            nearest = self._nearest(np.concatenate([nearest, drawn]))
             batch = space.decode_batch(drawn)
             hopeless, rows = screen.hopeless(batch), []
             for row, phenotype in enumerate(phenotypes(batch)):
@@ -117,11 +118,13 @@ class SurrogateSearch(Method):
             if len(kept):
                 parents = kept[self.rng.integers(0, len(kept), self.initial)]
                 fresh = np.concatenate([fresh, vary(space, parents, fresh, self.rng)])
-            last, drawn = drawn, self.best_cuts(fresh, self.rng)
-        if len(kept):
-            return kept
-        _, violations = self.problem.cut_costs(space.decode_batch(last))
-        return last[np.argsort(violations, kind="stable")[:2]]
+            drawn = self.best_cuts(fresh, self.rng)
+        return kept if len(kept) else nearest
+
+    def _nearest(self, X: Genomes) -> Genomes:
+        """Return the two genomes of the smallest violation of the limits, as far as it is known."""
+        _, violations = self.problem.cut_costs(self.problem.space.decode_batch(X))
+        return X[np.argsort(violations, kind="stable")[:2]]
 
     def _fit(self, scored: list[Evaluation]) -> None:
         """Fit the predictor to all scores; features of a design are computed once."""
