@@ -42,7 +42,7 @@ class Features(NamedTuple):
         numbers: `[P, F]`, each about 0..1.
     """
 
-    ops: NDArray[np.int64]
+    ops: NDArray[np.integer]
     numbers: FloatArray
 
     def take(self, rows: NDArray) -> "Features":

@@ -101,7 +101,7 @@ class SurrogateSearch(Method):
         Where none is found, the two of the smallest violation.
         """
         screen, space = Screen(self.problem, evaluations), self.problem.space
-        drawn = self.sampling._do(self.problem, self.initial, random_state=self.rng)
+        drawn: Genomes = self.sampling._do(self.problem, self.initial, random_state=self.rng)
         kept, nearest, seen = drawn[:0], drawn[:0], set[bytes]()
         for _ in range(MAX_DRAWS):
             nearest = self._nearest(np.concatenate([nearest, drawn]))
