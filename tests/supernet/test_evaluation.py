@@ -229,8 +229,8 @@ def test_memory_does_not_grow_with_evaluations():
             dict(evaluator.evaluate([design(ops, 10, "11110000", 8)], images=2))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    before = evaluate(100)
-    assert evaluate(300) - before < 30
+    before = evaluate(60)
+    assert evaluate(140) - before < 30
 
 
 def test_scores_state_their_standard_error():
