@@ -186,7 +186,7 @@ def train(
     from omegaconf import OmegaConf
 
     from nasc_evo.config import load_group_option
-    from nasc_evo.report.display import TrainingDisplay, short_path
+    from nasc_evo.report.display import run_training, short_path
     from nasc_evo.supernet.finetuning import NetworkTrainer
     from nasc_evo.supernet.training import TrainingConfig
 
@@ -213,23 +213,7 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
-    path, stopped = None, None
-    try:
-        with TrainingDisplay(trainer.step, trainer.steps, console) as display:
-            seconds = None if config.max_minutes is None else 60 * config.max_minutes
-            path = trainer.run(display.update, max_seconds=seconds)
-    except KeyboardInterrupt as error:
-        stopped = error
-    if path is None:
-        console.print(
-            f"Stopped at step {trainer.step} of {trainer.steps}; continue with the same command "
-            f"and resume={shown}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if stopped is not None:
-        raise stopped
-    return path
+    return run_training(trainer, console, shown, config.max_minutes)
 
 
 def report(say: Any, manifest: Path, onnx: bool) -> None:

@@ -20,7 +20,7 @@ def run(config: Any) -> int:
     from rich.console import Console
 
     from nasc_evo.assembly import build_architecture, build_dataset
-    from nasc_evo.report.display import TrainingDisplay, short_path
+    from nasc_evo.report.display import run_training, short_path
     from nasc_evo.supernet.training import Trainer, TrainingConfig
 
     check_filled(OmegaConf.create({"dataset": config.dataset}))  # the problem is a name here
@@ -47,19 +47,8 @@ def run(config: Any) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    try:
-        with TrainingDisplay(trainer.step, trainer.steps, console) as display:
-            seconds = None if max_minutes is None else 60 * max_minutes
-            path = trainer.run(display.update, max_seconds=seconds)
-    except KeyboardInterrupt:
-        path = None
+    path = run_training(trainer, console, shown, max_minutes)
     if path is None:
-        console.print(
-            f"Stopped at step {trainer.step} of {trainer.steps}; continue with the same command "
-            f"and resume={shown}",
-            highlight=False,
-            soft_wrap=True,
-        )
         return EXIT_INTERRUPTED
     weights = short_path(path)
     console.print(

@@ -1,11 +1,12 @@
 """What a run shows while it works: a progress bar in a terminal, plain lines elsewhere."""
 
 import math
+import sys
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -173,3 +174,33 @@ class TrainingDisplay(ProgressDisplay):
         state = f"{progress.images_per_second:.0f} images/s{loss}{self.validation}"
         line = f"{progress.step}/{progress.steps} steps, {state}"
         self.show(progress.step, state, line, now=progress.validation is not None)
+
+
+def run_training(
+    trainer: Any, console: Console, shown: str, max_minutes: float | None
+) -> Path | None:
+    """Run a training to its end, say how to go on where it is stopped; return what it wrote.
+
+    Args:
+        trainer: A `nasc_evo.supernet.training.Trainer`.
+        console: Where to print.
+        shown: Its folder as the user is told it.
+        max_minutes: Time after which it stops and None is returned; None for no limit.
+
+    Raises:
+        KeyboardInterrupt: If the user or the system stopped it.
+    """
+    path = None
+    try:
+        with TrainingDisplay(trainer.step, trainer.steps, console) as display:
+            seconds = None if max_minutes is None else 60 * max_minutes
+            path = trainer.run(display.update, max_seconds=seconds)
+    finally:
+        if path is None and isinstance(sys.exception(), KeyboardInterrupt | None):
+            console.print(
+                f"Stopped at step {trainer.step} of {trainer.steps}; continue with the same "
+                f"command and resume={shown}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    return path
