@@ -1,16 +1,19 @@
 """How many images a second the trainer puts through networks of a supernet, forward and backward.
 
-    python benchmarks/training_speed.py [--batch-size 1024] [--steps 40]
+    python benchmarks/training_speed.py [--problems nasbench201] [--steps 40]
 
-Each step trains the largest network and two random ones on random images of the size of CIFAR-100
-(an image through one network counts once). FBNet with and without captured blocks, which share one
-process: the captured ones come first. The floor of FBNet is the memory traffic of its wide tensors
-alone, at the bandwidth of a large copy: each of a block's two is written once and read once by what
-comes next, twice more by its batch norm, and their gradients likewise; see `floor_ms`.
+On random images of the size of CIFAR-100; an image through one network counts once. A step of FBNet
+trains the largest network and two random ones, a step of NAS-Bench-201 five random ones that split
+the batch. With and without captured blocks, which share one process: the captured ones come first.
+The floor of FBNet is the memory traffic of its wide tensors alone, at the bandwidth of a large
+copy: each of a block's two is written once and read once by what comes next, twice more by its
+batch norm, and their gradients likewise; see `floor_ms`.
 """
 
 import argparse
+import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +31,14 @@ PASSES = 20
 """Reads and writes of each wide tensor, forward and backward: written and read by convolutions (4
 and 6, weight gradients included), batch norm with ReLU (statistics 1, output 2, backward sums 2,
 gradient 3), and the reads of their saved inputs (2)."""
+
+
+RECIPES = {
+    "fbnet": TrainingConfig(),
+    "nasbench201": TrainingConfig(
+        batch_size=1280, random_paths=5, split_batch=True, largest_every=0, distillation=0.0
+    ),
+}
 
 
 class RandomImages(ImageDataset):
@@ -95,7 +106,8 @@ def measure(problem: str, config: TrainingConfig, steps: int) -> dict[str, Any]:
         "problem": problem,
         "captured": trainer.graphs is not None,
         "step_ms": step_ms,
-        "images_per_second": (1 + config.random_paths) * config.batch_size / step_ms * 1e3,
+        "batch_size": config.batch_size,
+        "images_per_second": trainer.networks_a_step * config.batch_size / step_ms * 1e3,
         "seconds_to_start": time.perf_counter() - start - sum(times[steps:]) / 1e3,
         "memory_gb": torch.cuda.max_memory_reserved() / 1e9,
     }
@@ -106,26 +118,20 @@ def measure(problem: str, config: TrainingConfig, steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--problems", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, help="default: that of the recipe")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=RESULTS / "training_speed.json")
     args = parser.parse_args()
 
     results = []
-    for problem, captured in (("fbnet", True), ("fbnet", False), ("nasbench201", False)):
-        config = TrainingConfig(
-            batch_size=args.batch_size, cuda_graphs=captured, processor="cuda", transmission=0.5
-        )
-        results.append(measure(problem, config, args.steps))
-        torch.cuda.empty_cache()
-        write_result(
-            args.out,
-            {
-                "batch_size": args.batch_size,
-                "copy_gb_per_second": copy_gb_per_second(),
-                "results": results,
-            },
-        )
+    for problem, captured in itertools.product(args.problems, (True, False)):
+        recipe = replace(RECIPES[problem], cuda_graphs=captured, processor="cuda")
+        for size in args.batch_sizes or [recipe.batch_size]:
+            results.append(measure(problem, replace(recipe, batch_size=size), args.steps))
+            print(results[-1], flush=True)
+            torch.cuda.empty_cache()
+        write_result(args.out, {"copy_gb_per_second": copy_gb_per_second(), "results": results})
 
 
 if __name__ == "__main__":

@@ -1,32 +1,58 @@
-"""CUDA graphs of the blocks of an FBNet supernet, so that launches do not bound its training.
+"""CUDA graphs of the blocks of a supernet, so that launches do not bound its training.
 
-Each operation of each layer is captured once, forward and backward, for one shape of batch; a
-network is then a sequence of replays. Only the narrow tensors between blocks are copied. The
+FBNet: each operation of each layer is captured once, forward and backward, for one shape of batch;
+a network is then a sequence of replays. Only the narrow tensors between blocks are copied. The
 operations of a layer share memory: a network runs one of them, and is trained to the end before
-the next network begins.
+the next network begins. NAS-Bench-201: five networks at once, block by block
+(:mod:`nasc_evo.supernet.fair_turn`).
+
+Gradients must be accumulated into tensors that exist already: the ones that a replay returns are
+overwritten by the next.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nasc_evo.space.fbnet import OPS
 from nasc_evo.supernet.blocks import Block, Unit
+from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
 from nasc_evo.supernet.kernels import fused_norm_unit
-from nasc_evo.supernet.model import FBNetLayer, FBNetSupernet
+from nasc_evo.supernet.model import FBNetLayer, FBNetSupernet, NASBench201Supernet, Supernet
 
 
-class _Operation(nn.Module):
-    """One operation of one layer as a module that has the weights it uses and no others."""
+class _Captured(nn.Module):
+    """A function with the weights it uses and no others, as a module; captured when made.
 
-    def __init__(self, layer: FBNetLayer, name: str) -> None:
+    Args:
+        run: The function.
+        weights: Its weights.
+        sample: An input of the shape that all will have.
+        pool: Memory that it may share with others, see :func:`torch.cuda.graph_pool_handle`.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], Tensor],
+        weights: Sequence[nn.Parameter],
+        sample: Tensor,
+        pool: Any = None,
+    ) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(layer.weights_of(name))
-        self._build: Callable[[], Block] = lambda: layer.block(name)
+        self.weights = nn.ParameterList(weights)
+        self._run = run
+        torch.cuda.make_graphed_callables(self, (sample,), pool=pool)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._build()(x, fused_norm_unit)
+        return self._run(x)
+
+
+def _sample(images: int, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return noise as an input of a block, which has a gradient."""
+    noise = torch.randn((images, *shape), device=like.device)
+    return noise.to(dtype, memory_format=torch.channels_last).requires_grad_(True)
 
 
 class _Replay:
@@ -41,10 +67,7 @@ class _Replay:
 
 
 class BlockGraphs:
-    """Captured blocks of a supernet on a GPU.
-
-    Gradients must be accumulated into tensors that exist already: the ones that a replay returns
-    are overwritten by the next.
+    """Captured blocks of an FBNet supernet on a GPU.
 
     Args:
         supernet: The supernet, on a GPU; none of its weights may take part in an autograd graph.
@@ -55,20 +78,17 @@ class BlockGraphs:
     def __init__(self, supernet: FBNetSupernet, batch_size: int, dtype: torch.dtype) -> None:
         self._supernet = supernet
         self._replays: list[dict[str, _Replay]] = []
-        device = supernet.stem.device
         for layer in supernet.layers:
             assert isinstance(layer, FBNetLayer)
             g = layer.geometry
-            shape = (batch_size, g.channels_in, g.size_in, g.size_in)
-            sample = torch.randn(shape, device=device).to(dtype, memory_format=torch.channels_last)
-            sample.requires_grad_(True)
+            shape = (g.channels_in, g.size_in, g.size_in)
+            sample = _sample(batch_size, shape, supernet.stem, dtype)
             pool = torch.cuda.graph_pool_handle()
-            replays = {}
             widest_first = [name for name in reversed(OPS) if name in layer.norms]
+            replays = {}
             for name in widest_first:
-                operation = _Operation(layer, name)
-                torch.cuda.make_graphed_callables(operation, (sample,), pool=pool)
-                replays[name] = _Replay(operation)
+                run = _operation(layer, name)
+                replays[name] = _Replay(_Captured(run, layer.weights_of(name), sample, pool))
             self._replays.append(replays)
 
     def blocks(self, ops: Sequence[int]) -> list[Block]:
@@ -79,3 +99,28 @@ class BlockGraphs:
             for replays, op, block in zip(self._replays, ops, layers, strict=True)
         )
         return [stem, *captured, head]
+
+
+def _operation(layer: FBNetLayer, name: str) -> Callable[[Tensor], Tensor]:
+    """Return one operation of one layer as a function."""
+    return lambda x: layer.block(name)(x, fused_norm_unit)
+
+
+def captured_turn(supernet: Supernet, batch_size: int, dtype: torch.dtype) -> FairTurn:
+    """Return what runs the five networks of a fair turn, captured.
+
+    Args:
+        supernet: That of NAS-Bench-201, on a GPU; none of its weights may take part in an
+            autograd graph.
+        batch_size: Images of every batch, those of the five networks together.
+        dtype: Type of activations.
+    """
+    assert isinstance(supernet, NASBench201Supernet)
+    turn = FairTurn(supernet, fused_norm_unit, dtype)
+    images = batch_size // NETWORKS * NETWORKS
+    for index, (stage, weights) in enumerate(zip(turn.stages, turn.weights, strict=True)):
+        sample = _sample(images, supernet.space.cut_shapes[index], supernet.stem, dtype)
+        if index == 0:
+            sample.requires_grad_(False)
+        turn.stages[index] = _Captured(stage, weights, sample)
+    return turn

@@ -31,6 +31,7 @@ from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import check_uncompressed
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
+from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
 from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
 from nasc_evo.supernet.model import (
     FBNetSupernet,
@@ -62,8 +63,10 @@ class TrainingConfig:
         weight_decay: Of convolutions and classifier, not of norms and biases.
         label_smoothing: For the largest network.
         random_paths: Random networks a step.
+        split_batch: Whether each of them trains on a part of the batch of its own, not on all of
+            it. On a GPU, five of NAS-Bench-201 then run at once.
         largest_every: Steps between those that train the largest network; in the others it only
-            teaches the random ones.
+            teaches the random ones. 0 for never.
         init: Weight file to start from; None starts afresh.
         distillation: Share of the largest network's soft answers in what random networks learn;
             the rest is the labels.
@@ -81,8 +84,8 @@ class TrainingConfig:
         dtype: `"auto"` (bfloat16 on a GPU, float32 on a CPU), `"float32"` or `"bfloat16"`.
         processor: `"auto"`, `"cpu"` or `"cuda"`.
         threads: Threads of torch on a CPU.
-        cuda_graphs: Replay captured blocks on a GPU, where the space has them (FBNet) and Triton
-            is there.
+        cuda_graphs: Replay captured blocks on a GPU where Triton is there: with FBNet, and with
+            NAS-Bench-201 for `random_paths=5 split_batch=true`.
     """
 
     epochs: int = 60
@@ -94,6 +97,7 @@ class TrainingConfig:
     weight_decay: float = 5e-5
     label_smoothing: float = 0.1
     random_paths: int = 2
+    split_batch: bool = False
     largest_every: int = 1
     init: str | None = None
     distillation: float = 1.0
@@ -125,7 +129,7 @@ class TrainingConfig:
             if not isinstance(value, types) or isinstance(value, bool) != (field.type is bool):
                 raise UserError(f"training.{field.name} must be {kind}, got {value!r}.")
         positive = ("epochs", "batch_size", "learning_rate", "validate_every", "validation_images")
-        for name in (*positive, "validation_paths", "threads", "gradient_clip", "largest_every"):
+        for name in (*positive, "validation_paths", "threads", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be above 0, got {getattr(self, name)}.")
         if self.minutes is not None and not self.minutes > 0:
@@ -136,9 +140,18 @@ class TrainingConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be in 0..1, got {getattr(self, name)}.")
-        for name in ("random_paths", "weight_decay", "crop_padding", "cutout", "seed"):
+        not_negative = ("random_paths", "weight_decay", "crop_padding", "cutout", "seed")
+        for name in (*not_negative, "largest_every"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"training.{name} must not be negative, got {getattr(self, name)}.")
+        if self.split_batch and (not self.random_paths or self.batch_size % self.random_paths):
+            raise UserError(
+                f"training.split_batch=true gives each of training.random_paths="
+                f"{self.random_paths} networks the same number of images; "
+                f"training.batch_size={self.batch_size} must be a multiple of it."
+            )
+        if not self.random_paths and not self.largest_every:
+            raise UserError("training.random_paths and training.largest_every are both 0.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(
                 f"training.dtype must be auto, float32 or bfloat16, got '{self.dtype}'."
@@ -321,25 +334,33 @@ class Trainer:
         self, x: Tensor, ops: Sequence[int], transmissions: Sequence[Transmission] = ()
     ) -> Tensor:
         """Return what one network of the supernet says to a batch of training images."""
-        blocks = (self.graphs or self.supernet).blocks(ops)
+        captured = None if isinstance(self.graphs, FairTurn) else self.graphs
+        blocks = (captured or self.supernet).blocks(ops)
         return run_blocks(blocks, x, batch_norm_unit, transmissions)
 
     @cached_property
     def graphs(self) -> Any:
         """Captured blocks, None where blocks run one kernel after the other."""
-        wanted = self.config.cuda_graphs and self.device.type == "cuda" and find_spec("triton")
-        if not (wanted and isinstance(self.supernet, FBNetSupernet)):
+        config, supernet = self.config, self.supernet
+        if not (config.cuda_graphs and self.device.type == "cuda" and find_spec("triton")):
             return None
-        from nasc_evo.supernet.graphs import BlockGraphs
+        at_once = config.split_batch and config.random_paths == NETWORKS
+        if not (isinstance(supernet, FBNetSupernet) or at_once):
+            return None
+        from nasc_evo.supernet.graphs import BlockGraphs, captured_turn
 
-        for p in self.supernet.parameters():  # replays add to gradients that are there
+        for p in supernet.parameters():  # replays add to gradients that are there
             p.grad = torch.zeros_like(p)
-        return BlockGraphs(self.supernet, self.config.batch_size, self.dtype)
+        if isinstance(supernet, FBNetSupernet):
+            return BlockGraphs(supernet, config.batch_size, self.dtype)
+        return captured_turn(supernet, config.batch_size, self.dtype)
 
     @property
     def networks_a_step(self) -> float:
-        """Networks that a step trains, in the mean."""
-        return self.config.random_paths + 1 / self.config.largest_every
+        """Networks through which a step puts each image, in the mean."""
+        config = self.config
+        largest = 1 / config.largest_every if config.largest_every else 0.0
+        return largest + (1 if config.split_batch else config.random_paths)
 
     def train_step(self) -> Tensor:
         """Do one step; return its loss, see :meth:`add_gradients`."""
@@ -372,7 +393,7 @@ class Trainer:
         """
         config, step = self.config, self.step
         loss = None
-        trains_largest = step % config.largest_every == 0
+        trains_largest = config.largest_every > 0 and step % config.largest_every == 0
         if trains_largest or config.distillation > 0:
             with torch.set_grad_enabled(trains_largest):
                 logits = self.logits(x, self.supernet.largest())
@@ -380,13 +401,21 @@ class Trainer:
             if trains_largest:
                 loss.backward()
             target = torch.lerp(target, logits.detach().softmax(dim=1), config.distillation)
-        rng = self._rng(4, step)
-        for i in range(config.random_paths):
-            ops = self.fair_path(step * config.random_paths + i)
-            sends = rng.random() < config.transmission
-            transmissions = self.random_transmission(rng) if sends else []
-            student = self.logits(x, ops, transmissions)
-            random_loss = F.cross_entropy(student, target)
+        rng, count = self._rng(4, step), config.random_paths
+        networks = [self.fair_path(step * count + i) for i in range(count)]
+        transmissions = [
+            self.random_transmission(rng) if rng.random() < config.transmission else []
+            for _ in networks
+        ]
+        if isinstance(self.graphs, FairTurn):
+            random_loss = F.cross_entropy(self.graphs(x, networks, transmissions), target)
+            (count * random_loss).backward()
+            return random_loss if loss is None else loss
+        for i, ops in enumerate(networks):
+            images, labels = x, target
+            if config.split_batch:
+                images, labels = x.chunk(count)[i], target.chunk(count)[i]
+            random_loss = F.cross_entropy(self.logits(images, ops, transmissions[i]), labels)
             random_loss.backward()
             loss = random_loss if loss is None else loss
         assert loss is not None

@@ -1,10 +1,11 @@
 """Training on a GPU: fused batch norm and captured blocks do what the plain ones do."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nasc_evo.space import FBNetSpace
+from nasc_evo.space import FBNetSpace, NASBench201Space
 from nasc_evo.supernet.blocks import ConvNorm, average_pool, batch_norm_unit
 from nasc_evo.supernet.model import build_supernet, run_blocks
 
@@ -66,3 +67,32 @@ def test_captured_blocks_give_the_gradients_of_the_same_kernels():
         gradients.append([p.grad for p in supernet.parameters()])
     for plain, captured in zip(*gradients, strict=True):
         assert float((plain - captured).norm()) <= 0.01 * float(plain.norm()) + 1e-6
+
+
+def test_a_captured_fair_turn_gives_the_gradients_of_the_same_kernels():
+    from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
+    from nasc_evo.supernet.graphs import captured_turn
+    from nasc_evo.supernet.kernels import fused_norm_unit
+
+    space = NASBench201Space(32, 10)
+    supernet = build_supernet(space, torch.Generator().manual_seed(0)).cuda()
+    captured = captured_turn(supernet, 32 * NETWORKS, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32 * NETWORKS, 3, 32, 32, generator=generator).cuda()
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.arange(len(x), device="cuda") % 10
+    rng = np.random.default_rng(0)
+    turns = [
+        np.array([rng.permutation(NETWORKS) for _ in range(space.n_genes)]).T for _ in range(2)
+    ]
+    kept = torch.arange(32, device="cuda") < 16
+    sent = [[(9, kept, 8)], [], [], [], []]
+    gradients = []
+    for turn in (FairTurn(supernet, fused_norm_unit, torch.float32), captured):
+        for p in supernet.parameters():
+            p.grad = torch.zeros_like(p)
+        for networks in turns:
+            F.cross_entropy(turn(x, networks, sent), y).backward()
+        gradients.append([p.grad for p in supernet.parameters()])
+    for plain, replayed in zip(*gradients, strict=True):
+        assert float((plain - replayed).norm()) <= 0.01 * float(plain.norm()) + 1e-6

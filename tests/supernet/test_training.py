@@ -116,6 +116,37 @@ def test_who_teaches_whom(tmp_path, monkeypatch):
     torch.testing.assert_close(mixed[0], 0.5 * smooth + 0.5 * targets[0])
 
 
+def test_networks_that_split_the_batch_train_on_their_own_images(tmp_path, monkeypatch):
+    config = replace(CONFIG, random_paths=2, split_batch=True, largest_every=0, distillation=0.0)
+    made = trainer(tmp_path, config)
+    seen = []
+    logits = made.logits
+
+    def watched(x, ops, *rest):
+        seen.append(x)
+        return logits(x, ops, *rest)
+
+    monkeypatch.setattr(made, "logits", watched)
+    x, _ = made.batch(0)
+    made.train_step()
+    assert torch.equal(torch.cat(seen), x)
+    assert [len(part) for part in seen] == [config.batch_size // 2] * 2
+    assert made.networks_a_step == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split_batch": True, "random_paths": 3}, "must be a multiple"),
+        ({"largest_every": 0, "random_paths": 0}, "are both 0"),
+        ({"largest_every": -1}, "must not be negative"),
+    ],
+)
+def test_recipes_that_train_nothing_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        replace(CONFIG, **options)
+
+
 def test_training_by_time_ends_and_its_learning_rate_falls_with_it(tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 6))
     monkeypatch.setattr("nasc_evo.supernet.training.time.monotonic", lambda: next(clock))
