@@ -8,7 +8,7 @@ be captured once, and does five times as much at a launch.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from nasc_evo.space.nasbench201 import (
     N_NODES,
     NONE,
     OPS,
+    SKIP,
     dead_edges,
 )
-from nasc_evo.supernet.blocks import Unit, average_pool
+from nasc_evo.supernet.blocks import Unit, average_pool, batch_norm_unit
 from nasc_evo.supernet.model import (
     EdgeWeights,
     NASBench201Supernet,
@@ -36,6 +37,43 @@ from nasc_evo.supernet.transmission import transmit
 NETWORKS = len(OPS)
 
 
+class Turn(NamedTuple):
+    """Which network has which operation at one edge, each `[5]`.
+
+    Attributes:
+        network_of: The network that has an operation.
+        op_of: The operation of a network.
+        share: What a network's edge counts at its target; 0 for a dead one.
+    """
+
+    network_of: Tensor
+    op_of: Tensor
+    share: Tensor
+
+
+Branches = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of one edge: what is skipped, convolved 1x1, convolved 3x3 and pooled, each `[1, values]`."""
+
+
+def take(x: Tensor, turn: Turn) -> Branches:
+    """Return what the operations of an edge are given, of `[5, values]` that its source has.
+
+    A ReLU goes before convolutions.
+    """
+    skip, first, second, pool = x.index_select(0, turn.network_of[SKIP:]).split(1)
+    return skip, F.relu(first), F.relu(second), pool
+
+
+def mix(edges: Sequence[Branches], turns: Sequence[Turn]) -> Tensor:
+    """Return a node, `[5, values]`: the weighted sum of what each network's edges bring."""
+    total = torch.zeros((), device=edges[0][0].device)
+    for branches, turn in zip(edges, turns, strict=True):
+        nothing = torch.zeros_like(branches[0])
+        brought = torch.cat([nothing, *branches]).index_select(0, turn.op_of)
+        total = total + brought * turn.share[:, None]
+    return total
+
+
 class FairTurn:
     """Runs the networks of a fair turn side by side.
 
@@ -45,17 +83,27 @@ class FairTurn:
 
     Args:
         supernet: The supernet.
-        unit: How convolutions are normalised; each network by its own images.
         dtype: Type of activations.
+        unit: How convolutions are normalised; each network by its own images.
+        take: Does what :func:`take` does.
+        mix: Does what :func:`mix` does.
     """
 
-    def __init__(self, supernet: NASBench201Supernet, unit: Unit, dtype: torch.dtype) -> None:
-        self._unit = unit
+    def __init__(
+        self,
+        supernet: NASBench201Supernet,
+        dtype: torch.dtype,
+        unit: Unit = batch_norm_unit,
+        take: Callable[[Tensor, Turn], Branches] = take,
+        mix: Callable[[Sequence[Branches], Sequence[Turn]], Tensor] = mix,
+    ) -> None:
+        self._unit, self._take, self._mix = unit, take, mix
         device = supernet.stem.device
-        shape = (len(EDGES), NETWORKS)
         self._network_of = torch.arange(NETWORKS, device=device).repeat(len(EDGES), 1)
         self._op_of = self._network_of.clone()
-        self._share = torch.zeros(shape, dtype=dtype, device=device)
+        self._share = torch.zeros((len(EDGES), NETWORKS), dtype=dtype, device=device)
+        pairs = zip(self._network_of, self._op_of, self._share, strict=True)
+        self._turns = [Turn(*tensors) for tensors in pairs]
         any_network = (NONE,) * len(EDGES)
         self.stages: list[Callable[[Tensor], Tensor]] = [
             self._each(lambda: supernet.blocks(any_network)[0])
@@ -132,27 +180,16 @@ class FairTurn:
 
             nodes = [_rows(x, NETWORKS)]
             for node in range(1, N_NODES):
-                total = None
+                brought, turns = [], []
                 for edge, (source, target) in enumerate(EDGES):
                     if target != node:
                         continue
-                    network_of, op_of = self._network_of[edge], self._op_of[edge]
-                    by_op = _Reorder.apply(nodes[source], network_of, op_of)
-                    same, to_convolve, to_pool = by_op.split((CONV_1X1, 2, 1))
-                    first, second = F.relu(to_convolve).split(1)
-                    by_op = torch.cat(
-                        [
-                            same,  # what no operation brings has a share of 0
-                            convolved(first, edge, CONV_1X1),
-                            convolved(second, edge, CONV_3X3),
-                            _rows(average_pool(images(to_pool)), 1),
-                        ]
-                    )
-                    y = _Reorder.apply(by_op, op_of, network_of)
-                    share = self._share[edge][:, None]
-                    total = y * share if total is None else torch.addcmul(total, y, share)
-                assert total is not None
-                nodes.append(total)
+                    skip, first, second, pool = self._take(nodes[source], self._turns[edge])
+                    first = convolved(first, edge, CONV_1X1)
+                    second = convolved(second, edge, CONV_3X3)
+                    brought.append((skip, first, second, _rows(average_pool(images(pool)), 1)))
+                    turns.append(self._turns[edge])
+                nodes.append(self._mix(brought, turns))
             return images(nodes[-1])
 
         return run
@@ -161,19 +198,3 @@ class FairTurn:
 def _rows(x: Tensor, rows: int) -> Tensor:
     """Return images `[N, C, H, W]` as `[rows, values]`, channels last."""
     return x.permute(0, 2, 3, 1).reshape(rows, -1)
-
-
-class _Reorder(torch.autograd.Function):
-    """Takes rows in another order; its gradient is the inverse, without any sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        """Return `x[order]`."""
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of `x`."""
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None

@@ -6,8 +6,8 @@ operations of a layer share memory: a network runs one of them, and is trained t
 the next network begins. NAS-Bench-201: five networks at once, block by block
 (:mod:`nasc_evo.supernet.fair_turn`).
 
-Gradients must be accumulated into tensors that exist already: the ones that a replay returns are
-overwritten by the next.
+Gradients are added to those that the weights have when a block is captured, which must therefore
+stay where they are; what a replay returns is overwritten by the next.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +19,21 @@ from torch import Tensor, nn
 from nasc_evo.space.fbnet import OPS
 from nasc_evo.supernet.blocks import Block, Unit
 from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
-from nasc_evo.supernet.kernels import fused_norm_unit
+from nasc_evo.supernet.kernels import fused_norm_unit, mix, take
 from nasc_evo.supernet.model import FBNetLayer, FBNetSupernet, NASBench201Supernet, Supernet
 
+WARM_UP = 3
+"""Runs of a block before it is captured, in which libraries choose their kernels."""
 
-class _Captured(nn.Module):
-    """A function with the weights it uses and no others, as a module; captured when made.
+
+class _Captured:
+    """A block, captured forward and backward when made.
+
+    Its backward pass adds to the gradients of the weights itself, in few launches.
 
     Args:
-        run: The function.
-        weights: Its weights.
+        run: The block.
+        weights: The weights it uses, all of them and no others, which have gradients.
         sample: An input of the shape that all will have.
         pool: Memory that it may share with others, see :func:`torch.cuda.graph_pool_handle`.
     """
@@ -40,30 +45,57 @@ class _Captured(nn.Module):
         sample: Tensor,
         pool: Any = None,
     ) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(weights)
-        self._run = run
-        torch.cuda.make_graphed_callables(self, (sample,), pool=pool)
+        self._anchor = weights[0]
+        self.x = sample
+        inputs = [*weights, sample] if sample.requires_grad else [*weights]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                y = run(sample)
+                torch.autograd.grad(y, inputs, torch.zeros_like(y))
+        torch.cuda.current_stream().wait_stream(stream)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, pool=pool):
+            self.y = run(sample)
+        self.grad_y = torch.zeros_like(self.y)
+        with torch.cuda.graph(self.backward, pool=self.forward.pool()):
+            grads = torch.autograd.grad(self.y, inputs, self.grad_y)
+            sums = [w.grad for w in weights if w.grad is not None]
+            torch._foreach_add_(sums, list(grads[: len(weights)]))
+        self.grad_x = grads[-1].detach() if sample.requires_grad else None
+        self.y = self.y.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run(x)
+    def __call__(self, x: Tensor, unit: Unit | None = None) -> Tensor:
+        """Run the block; the unit is the one it was captured with."""
+        y: Tensor = _Replay.apply(x, self._anchor, self)
+        return y
+
+
+class _Replay(torch.autograd.Function):
+    """A run of a captured block."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, captured: _Captured) -> Tensor:
+        """Return its output; `anchor` makes one that has a gradient, whatever `x` is."""
+        captured.x.detach().copy_(x)
+        captured.forward.replay()
+        ctx.captured = captured
+        return captured.y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        """Return the gradient of the input."""
+        captured = ctx.captured
+        captured.grad_y.copy_(grad)
+        captured.backward.replay()
+        return captured.grad_x, None, None
 
 
 def _sample(images: int, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return noise as an input of a block, which has a gradient."""
     noise = torch.randn((images, *shape), device=like.device)
     return noise.to(dtype, memory_format=torch.channels_last).requires_grad_(True)
-
-
-class _Replay:
-    """A captured block."""
-
-    def __init__(self, graph: Callable[[Tensor], Tensor]) -> None:
-        self._graph = graph
-
-    def __call__(self, x: Tensor, unit: Unit) -> Tensor:
-        """Run the block; the unit is the one it was captured with."""
-        return self._graph(x)
 
 
 class BlockGraphs:
@@ -77,7 +109,7 @@ class BlockGraphs:
 
     def __init__(self, supernet: FBNetSupernet, batch_size: int, dtype: torch.dtype) -> None:
         self._supernet = supernet
-        self._replays: list[dict[str, _Replay]] = []
+        self._replays: list[dict[str, _Captured]] = []
         for layer in supernet.layers:
             assert isinstance(layer, FBNetLayer)
             g = layer.geometry
@@ -88,7 +120,7 @@ class BlockGraphs:
             replays = {}
             for name in widest_first:
                 run = _operation(layer, name)
-                replays[name] = _Replay(_Captured(run, layer.weights_of(name), sample, pool))
+                replays[name] = _Captured(run, layer.weights_of(name), sample, pool)
             self._replays.append(replays)
 
     def blocks(self, ops: Sequence[int]) -> list[Block]:
@@ -116,7 +148,7 @@ def captured_turn(supernet: Supernet, batch_size: int, dtype: torch.dtype) -> Fa
         dtype: Type of activations.
     """
     assert isinstance(supernet, NASBench201Supernet)
-    turn = FairTurn(supernet, fused_norm_unit, dtype)
+    turn = FairTurn(supernet, dtype, fused_norm_unit, take, mix)
     images = batch_size // NETWORKS * NETWORKS
     for index, (stage, weights) in enumerate(zip(turn.stages, turn.weights, strict=True)):
         sample = _sample(images, supernet.space.cut_shapes[index], supernet.stem, dtype)

@@ -1,4 +1,4 @@
-"""Batch norm with ReLU in Triton, for training on a GPU.
+"""What trains on a GPU in Triton: batch norm with ReLU, and the ways into and out of cells.
 
 Blocks with depthwise convolutions are bound by memory traffic, and half of it is batch norm and
 activation in separate steps. Here forward reads the convolution's output twice and writes once,
@@ -6,8 +6,12 @@ backward reads it and the gradient twice and writes once, which is what batch st
 Tensors are channels_last, sums are float32. Launching these kernels from Python takes longer than
 running them: they are for CUDA graphs (:mod:`nasc_evo.supernet.graphs`). Triton comes with torch's
 CUDA builds.
+
+:func:`take` and :func:`mix` are those of :mod:`nasc_evo.supernet.fair_turn`, each in one pass over
+memory, forward and backward.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nasc_evo.space.nasbench201 import CONV_1X1, CONV_3X3, POOL, SKIP
 from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, add, convolve
+from nasc_evo.supernet.fair_turn import NETWORKS, Branches, Turn
 
 PROGRAMS = 1056
 """Programs that share a reduction: 8 for each multiprocessor of an H100."""
@@ -297,3 +303,243 @@ def _backward_kernel(
     slope = tl.load(slopes_ptr + 2 * channels + c)[None, :]
     out = scale * grad + slope * x + tl.load(slopes_ptr + 3 * channels + c)[None, :]
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+ROW_BLOCK = 4096
+"""Values of a row that a program works on."""
+MOST_EDGES = 3
+"""Edges that end in the last node of a cell."""
+
+
+def take(x: Tensor, turn: Turn) -> Branches:
+    """Do what :func:`nasc_evo.supernet.fair_turn.take` does."""
+    branches: Branches = Take.apply(x, turn.network_of, turn.op_of)
+    return branches
+
+
+def mix(edges: Sequence[Branches], turns: Sequence[Turn]) -> Tensor:
+    """Do what :func:`nasc_evo.supernet.fair_turn.mix` does."""
+    node: Tensor = Mix.apply(turns, *(branch for branches in edges for branch in branches))
+    return node
+
+
+def _row_grid(rows: int, length: int) -> tuple[int, int]:
+    return rows, triton.cdiv(length, ROW_BLOCK)
+
+
+class Take(torch.autograd.Function):
+    """The rows of the networks that have each operation, after a ReLU before convolutions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, network_of: Tensor, op_of: Tensor) -> tuple[Tensor, ...]:
+        """Return a row for each operation but none, `[1, values]` of `x` `[5, values]`."""
+        length = x.shape[1]
+        out = x.new_empty(NETWORKS - SKIP, length)
+        _take_kernel[_row_grid(len(out), length)](
+            x, out, network_of, length, BLOCK=ROW_BLOCK, **_OPS
+        )
+        ctx.save_for_backward(x, op_of)
+        return tuple(out[i : i + 1] for i in range(len(out)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of `x`."""
+        x, op_of = ctx.saved_tensors
+        length = x.shape[1]
+        out = torch.empty_like(x)
+        rows = [grad.contiguous() for grad in grads]
+        _take_backward_kernel[_row_grid(NETWORKS, length)](
+            *rows, x, out, op_of, length, BLOCK=ROW_BLOCK, **_OPS
+        )
+        return out, None, None
+
+
+class Mix(torch.autograd.Function):
+    """The weighted sum at a node of what the edges of each network bring."""
+
+    @staticmethod
+    def forward(ctx: Any, turns: Sequence[Turn], *branches: Tensor) -> Tensor:
+        """Return `[5, values]` of four rows `[1, values]` an edge."""
+        rows = [row.contiguous() for row in branches]
+        length = rows[0].shape[1]
+        out = rows[0].new_empty(NETWORKS, length)
+        spare = MOST_EDGES - len(turns)
+        _mix_kernel[_row_grid(NETWORKS, length)](
+            *rows,
+            *(rows[:4] * spare),
+            *(part for turn in turns for part in (turn.op_of, turn.share)),
+            *((turns[0].op_of, turns[0].share) * spare),
+            out,
+            length,
+            EDGES=len(turns),
+            BLOCK=ROW_BLOCK,
+            **_OPS,
+        )
+        ctx.turns = turns
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, *tuple[Tensor, ...]]:
+        """Return the gradients of the rows."""
+        grad = grad.contiguous()
+        length = grad.shape[1]
+        grads: list[Tensor] = []
+        for turn in ctx.turns:
+            out = grad.new_empty(NETWORKS - SKIP, length)
+            _mix_backward_kernel[_row_grid(len(out), length)](
+                grad, out, turn.network_of, turn.share, length, BLOCK=ROW_BLOCK, SKIP=SKIP
+            )
+            grads += [out[i : i + 1] for i in range(len(out))]
+        return None, *grads
+
+
+_OPS = {"SKIP": SKIP, "CONV_1X1": CONV_1X1, "CONV_3X3": CONV_3X3, "POOL": POOL}
+
+
+@triton.jit
+def _take_kernel(
+    x_ptr,
+    out_ptr,
+    network_ptr,
+    length,
+    BLOCK: tl.constexpr,
+    SKIP: tl.constexpr,
+    CONV_1X1: tl.constexpr,
+    CONV_3X3: tl.constexpr,
+    POOL: tl.constexpr,
+):
+    """Write a row for each operation from `SKIP` on."""
+    row = tl.program_id(0)
+    op = row + SKIP
+    network = tl.load(network_ptr + op)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < length
+    x = tl.load(x_ptr + network * length + at, mask=mask, other=0.0)
+    convolved = (op == CONV_1X1) | (op == CONV_3X3)
+    x = tl.where(convolved & (x < 0), tl.zeros_like(x), x)
+    tl.store(out_ptr + row * length + at, x, mask=mask)
+
+
+@triton.jit
+def _load_if(condition, ptr, at, length):
+    """Return values of a row in float32, zeros where the condition does not hold."""
+    mask = at < tl.where(condition, length, 0)
+    return tl.load(ptr + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _chosen(
+    skip_ptr,
+    first_ptr,
+    second_ptr,
+    pool_ptr,
+    op,
+    at,
+    length,
+    SKIP: tl.constexpr,
+    CONV_1X1: tl.constexpr,
+    CONV_3X3: tl.constexpr,
+    POOL: tl.constexpr,
+):
+    """Return the row of an operation, zeros for none."""
+    y = _load_if(op == SKIP, skip_ptr, at, length)
+    y += _load_if(op == CONV_1X1, first_ptr, at, length)
+    y += _load_if(op == CONV_3X3, second_ptr, at, length)
+    return y + _load_if(op == POOL, pool_ptr, at, length)
+
+
+@triton.jit
+def _take_backward_kernel(
+    skip_ptr,
+    first_ptr,
+    second_ptr,
+    pool_ptr,
+    x_ptr,
+    out_ptr,
+    op_ptr,
+    length,
+    BLOCK: tl.constexpr,
+    SKIP: tl.constexpr,
+    CONV_1X1: tl.constexpr,
+    CONV_3X3: tl.constexpr,
+    POOL: tl.constexpr,
+):
+    """Write the gradient of each network: that of the row that its operation was given."""
+    network = tl.program_id(0).to(tl.int64)
+    op = tl.load(op_ptr + network)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < length
+    grad = _chosen(
+        skip_ptr, first_ptr, second_ptr, pool_ptr, op, at, length, SKIP, CONV_1X1, CONV_3X3, POOL
+    )
+    convolved = (op == CONV_1X1) | (op == CONV_3X3)
+    x = _load_if(convolved, x_ptr + network * length, at, length)
+    grad = tl.where(convolved & (x <= 0), 0.0, grad)
+    tl.store(out_ptr + network * length + at, grad.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _mix_kernel(
+    skip_0,
+    first_0,
+    second_0,
+    pool_0,
+    skip_1,
+    first_1,
+    second_1,
+    pool_1,
+    skip_2,
+    first_2,
+    second_2,
+    pool_2,
+    op_0,
+    share_0,
+    op_1,
+    share_1,
+    op_2,
+    share_2,
+    out_ptr,
+    length,
+    EDGES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SKIP: tl.constexpr,
+    CONV_1X1: tl.constexpr,
+    CONV_3X3: tl.constexpr,
+    POOL: tl.constexpr,
+):
+    """Write the node of each network."""
+    network = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < length
+    op = tl.load(op_0 + network)
+    share = tl.load(share_0 + network).to(tl.float32)
+    total = share * _chosen(
+        skip_0, first_0, second_0, pool_0, op, at, length, SKIP, CONV_1X1, CONV_3X3, POOL
+    )
+    if EDGES > 1:
+        op = tl.load(op_1 + network)
+        share = tl.load(share_1 + network).to(tl.float32)
+        total += share * _chosen(
+            skip_1, first_1, second_1, pool_1, op, at, length, SKIP, CONV_1X1, CONV_3X3, POOL
+        )
+    if EDGES > 2:
+        op = tl.load(op_2 + network)
+        share = tl.load(share_2 + network).to(tl.float32)
+        total += share * _chosen(
+            skip_2, first_2, second_2, pool_2, op, at, length, SKIP, CONV_1X1, CONV_3X3, POOL
+        )
+    tl.store(out_ptr + network * length + at, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _mix_backward_kernel(
+    grad_ptr, out_ptr, network_ptr, share_ptr, length, BLOCK: tl.constexpr, SKIP: tl.constexpr
+):
+    """Write the gradient of what each operation from `SKIP` on brought."""
+    row = tl.program_id(0)
+    network = tl.load(network_ptr + row + SKIP)
+    share = tl.load(share_ptr + network).to(tl.float32)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < length
+    grad = tl.load(grad_ptr + network * length + at, mask=mask).to(tl.float32)
+    tl.store(out_ptr + row * length + at, (share * grad).to(out_ptr.dtype.element_ty), mask=mask)

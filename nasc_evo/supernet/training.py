@@ -233,7 +233,10 @@ class Trainer:
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": free, "weight_decay": 0.0},
         ]
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.config.momentum, nesterov=True)
+        fused = self.device.type == "cuda"
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=self.config.momentum, nesterov=True, fused=fused
+        )
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, *stream])

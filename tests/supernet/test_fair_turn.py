@@ -42,7 +42,7 @@ def test_five_networks_at_once_equal_each_alone(seed):
     y = torch.arange(len(x)) % 10
     networks, sent = turn_of(seed), transmissions_of(np.random.default_rng(seed))
 
-    together = FairTurn(supernet, batch_norm_unit, torch.float64)(x, networks, sent)
+    together = FairTurn(supernet, torch.float64)(x, networks, sent)
     (NETWORKS * F.cross_entropy(together, y)).backward()
     gradients = [p.grad for p in supernet.parameters()]
     supernet.zero_grad()
@@ -61,7 +61,7 @@ def test_five_networks_at_once_equal_each_alone(seed):
 def test_turns_are_independent():
     """A turn leaves nothing behind for the next."""
     supernet = build_supernet(SPACE, torch.Generator().manual_seed(0))
-    turn = FairTurn(supernet, batch_norm_unit, torch.float32)
+    turn = FairTurn(supernet, torch.float32)
     x = torch.randn(NETWORKS * IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     nothing = [[]] * NETWORKS
     with torch.no_grad():
