@@ -68,6 +68,14 @@ class Limits:
 
 
 @dataclass
+class HalvingOptions:
+    """Options of :class:`nasc_evo.halving.Halving`."""
+
+    images: list[int] = field(default_factory=list)
+    confidence: float = 0.99
+
+
+@dataclass
 class RunConfig:
     """The frame of `configs/config.yaml`; groups are mappings."""
 
@@ -88,6 +96,7 @@ class RunConfig:
     min_device_blocks: int = MISSING
     mask_groups: Any = MISSING
     bits: list[int] = MISSING
+    halving: HalvingOptions = field(default_factory=HalvingOptions)
     n_eval: int = MISSING
     patience: int | None = None
     max_time: Any = None
@@ -119,6 +128,7 @@ class TruthConfig:
     min_device_blocks: int = MISSING
     mask_groups: Any = MISSING
     bits: list[int] = MISSING
+    halving: HalvingOptions = field(default_factory=HalvingOptions)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pymoo.core.problem import Problem
 from nasc_evo.cost import Chain, Costs
 from nasc_evo.cost.chain import SERVER
 from nasc_evo.errors import UserError
+from nasc_evo.halving import Ceilings, make_halving
 from nasc_evo.space import Design, SplitSpace
 from nasc_evo.space.genome import DesignBatch
 from nasc_evo.spill import SpillingDict
@@ -108,6 +109,8 @@ class SplitProblem(Problem):
         limits: Upper limits of metrics; None is no limit. They become constraints, each scaled by
             its own value.
         lossless: Whether nothing is lost on a link, so that the error does not depend on the cut.
+        halving: Options of :class:`nasc_evo.halving.Halving`: on how many images of the search
+            split designs are scored first. Those that need no more keep that score.
 
     Attributes:
         on_evaluation: Called with each new evaluation as it happens, and whether its score was
@@ -129,8 +132,10 @@ class SplitProblem(Problem):
         objectives: Sequence[str] = ("error", "latency_ms"),
         limits: Mapping[str, float | None] | None = None,
         lossless: bool = False,
+        halving: Mapping[str, Any] | None = None,
     ) -> None:
         self.lossless = lossless
+        self.halving = make_halving(halving)
         self.space = space
         self.chain = chain
         self._evaluator = evaluator
@@ -150,6 +155,7 @@ class SplitProblem(Problem):
         self.evaluations = SpillingDict(pack_evaluation, unpack_evaluation)
         self._remembered: list[Mapping[tuple[str, str, int], Score]] = []
         self.next_index = 0
+        self._ceilings = Ceilings(self.limits.get("error"))
         super().__init__(
             n_var=space.n_var,
             n_obj=len(self.objectives),
@@ -191,7 +197,9 @@ class SplitProblem(Problem):
     def evaluator(self) -> Evaluator:
         """The source of accuracies."""
         made = self._evaluator
-        return made if hasattr(made, "evaluate") else made()  # type: ignore[return-value]
+        evaluator: Evaluator = made if hasattr(made, "evaluate") else made()  # type: ignore
+        self.halving.check(evaluator.images, self.lossless)
+        return evaluator
 
     def assess(
         self,
@@ -226,7 +234,10 @@ class SplitProblem(Problem):
                 if max_new is not None and len(new) >= max_new:
                     continue
                 new[key] = row
-        if new:
+        halved = self.halving.images and split == "search" and count == self.evaluator.images
+        if new and halved and "error" in self.objectives:
+            self._halve(batch, np.atleast_2d(X), designs, new)
+        elif new:
             self._evaluate_new(batch, np.atleast_2d(X), designs, new)
         return [self.evaluations.get(key) for key in keys]
 
@@ -242,6 +253,7 @@ class SplitProblem(Problem):
         self.evaluations.clear()
         self._remembered.clear()
         self.next_index = 0
+        self._ceilings = Ceilings(self.limits.get("error"))
 
     def _image_count(self, split: str, images: int | None) -> int:
         if images is not None:
@@ -249,6 +261,37 @@ class SplitProblem(Problem):
         if split == "search":
             return self.evaluator.images
         return self.evaluator.split_size(split)
+
+    def _halve(
+        self,
+        batch: DesignBatch,
+        X: NDArray,
+        designs: list[Design],
+        new: dict[tuple[str, str, int], int],
+    ) -> None:
+        """Score unknown designs on few images, and on more as long as they could enter the front.
+
+        The front is that before them, so that a decision depends on no other design of theirs.
+        """
+        ceilings = self._ceilings.of(*self.cut_costs(batch))
+        going_on = dict(new)
+        for images in self.halving.images:
+            first = {(name, split, images): row for (name, split, _), row in going_on.items()}
+            unknown = {key: row for key, row in first.items() if key not in self.evaluations}
+            if unknown:
+                self._evaluate_new(batch, X, designs, unknown)
+            for (name, split, count), row in list(going_on.items()):
+                evaluation = self.evaluations[name, split, images]
+                if self.halving.stops(evaluation.score, ceilings[row], count):
+                    self.evaluations[name, split, count] = evaluation
+                    del going_on[name, split, count]
+        if going_on:
+            self._evaluate_new(batch, X, designs, going_on)
+            known = [self.evaluations[key] for key in going_on]
+            rows = [e for e, ok in zip(known, self.feasible(known), strict=True) if ok]
+            F = self.objective_values([e for e in rows if not e.failed])
+            error = self.objectives.index("error")
+            self._ceilings.add(F[:, error], np.delete(F, error, axis=1))
 
     def _evaluate_new(
         self,
@@ -523,6 +566,7 @@ class SplitProblem(Problem):
             "objectives": list(self.objectives),
             "limits": dict(self.limits),
             "evaluator": self.evaluator.describe(),
+            **({"halving": self.halving.describe()} if self.halving.images else {}),
         }
 
 

@@ -90,7 +90,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
 
         def on_evaluation(evaluation: Any, computed: bool) -> None:
             folder.journal.append(evaluation)
-            if evaluation.split == "search" and evaluation.score.images == problem.evaluator.images:
+            if evaluation.split == "search":
                 display.add(evaluation, computed)
 
         problem.on_evaluation = on_evaluation

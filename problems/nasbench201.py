@@ -41,6 +41,8 @@ class NASBench201Split(SplitProblem):
         min_device_blocks: Fewest blocks on the device otherwise; no privacy guarantee.
         mask_groups: Channel groups at a cut, or `"channels"`.
         bits: Widths of the quantiser to choose from.
+        halving: `{images, confidence}`: score on so many images first, and on all only what could
+            still enter the front; see :mod:`nasc_evo.halving`.
         parallel: `serial`, `loky`, `dask`, `ray`, or `{name, n_jobs, chunk, address}`; see
             :mod:`nasc_evo.parallel`. End the workers with :meth:`close`.
 
@@ -63,6 +65,7 @@ class NASBench201Split(SplitProblem):
         min_device_blocks: int = 2,
         mask_groups: int | str = 8,
         bits: Sequence[int] = (4, 6, 8),
+        halving: Mapping[str, Any] | None = None,
         parallel: str | Mapping[str, Any] = "serial",
     ) -> None:
         parts = assemble(
@@ -86,6 +89,7 @@ class NASBench201Split(SplitProblem):
             objectives=objectives,
             limits=limits,
             lossless=parts.lossless,
+            halving=halving,
         )
         self.dataset = parts.dataset
 

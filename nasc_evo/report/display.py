@@ -122,10 +122,13 @@ class SearchDisplay(ProgressDisplay):
         self.refreshed = -math.inf
 
     def add(self, evaluation: Evaluation, computed: bool) -> None:
-        """Take note of one evaluation of the search."""
-        self.done += 1
-        self.computed += computed
-        self.new.append(evaluation)
+        """Take note of one evaluation of the search, on all its images or on the first ones."""
+        images, counts = self.problem.evaluator.images, self.problem.halving.images
+        if evaluation.score.images == (*counts, images)[0]:
+            self.done += 1
+            self.computed += computed
+        if evaluation.score.images == images:
+            self.new.append(evaluation)
         if self.done < self.total and time.monotonic() - self.refreshed < REFRESH_SECONDS:
             return
         self.refreshed = time.monotonic()
