@@ -122,7 +122,6 @@ def main() -> None:
         weights=args.weights,
         processor=args.processor,
         calibration_images=args.calibration_images,
-        chunk=2500 if args.processor == "cuda" else 32,
     )
     indices = np.arange(n)
     if args.sample is not None:

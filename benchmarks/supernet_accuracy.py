@@ -87,7 +87,6 @@ def main() -> None:
             processor=args.processor,
             dtype=dtype,
             calibration_images=calibration_images,
-            chunk=2500 if args.processor == "cuda" else 32,
         )
 
         def accuracies(designs: list[Design], evaluator: SupernetEvaluator = evaluator) -> Any:
