@@ -6,8 +6,8 @@ operations of a layer share memory: a network runs one of them, and is trained t
 the next network begins. NAS-Bench-201: five networks at once, block by block
 (:mod:`nasc_evo.supernet.fair_turn`).
 
-Gradients are added to those that the weights have when a block is captured, which must therefore
-stay where they are; what a replay returns is overwritten by the next.
+Gradients are added to tensors that weights get when a block is captured, which must stay theirs;
+what a replay returns is overwritten by the next.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class _Captured:
 
     Args:
         run: The block.
-        weights: The weights it uses, all of them and no others, which have gradients.
+        weights: The weights it uses, all of them and no others.
         sample: An input of the shape that all will have.
         pool: Memory that it may share with others, see :func:`torch.cuda.graph_pool_handle`.
     """
@@ -45,6 +45,8 @@ class _Captured:
         sample: Tensor,
         pool: Any = None,
     ) -> None:
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         self._anchor = weights[0]
         self.x = sample
         inputs = [*weights, sample] if sample.requires_grad else [*weights]

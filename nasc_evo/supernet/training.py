@@ -352,8 +352,6 @@ class Trainer:
             return None
         from nasc_evo.supernet.graphs import BlockGraphs, captured_turn
 
-        for p in supernet.parameters():  # replays add to gradients that are there
-            p.grad = torch.zeros_like(p)
         if isinstance(supernet, FBNetSupernet):
             return BlockGraphs(supernet, config.batch_size, self.dtype)
         return captured_turn(supernet, config.batch_size, self.dtype)

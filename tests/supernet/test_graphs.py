@@ -60,11 +60,10 @@ def test_captured_blocks_give_the_gradients_of_the_same_kernels():
 
     gradients = []
     for blocks in (uncaptured, graphs.blocks):
-        for p in supernet.parameters():
-            p.grad = torch.zeros_like(p)
+        supernet.zero_grad(set_to_none=False)
         for ops in networks:  # one twice: its second replay must not overwrite the first's
             F.cross_entropy(run_blocks(blocks(ops), x, batch_norm_unit), y).backward()
-        gradients.append([p.grad for p in supernet.parameters()])
+        gradients.append([p.grad.clone() for p in supernet.parameters()])
     for plain, captured in zip(*gradients, strict=True):
         assert float((plain - captured).norm()) <= 0.01 * float(plain.norm()) + 1e-6
 
@@ -88,10 +87,9 @@ def test_a_captured_fair_turn_gives_the_gradients_of_a_plain_one():
     sent = [[(9, kept, 8)], [], [], [], []]
     gradients = []
     for turn in (FairTurn(supernet, torch.float32), captured):
-        for p in supernet.parameters():
-            p.grad = torch.zeros_like(p)
+        supernet.zero_grad(set_to_none=False)
         for networks in turns:
             F.cross_entropy(turn(x, networks, sent), y).backward()
-        gradients.append([p.grad for p in supernet.parameters()])
+        gradients.append([p.grad.clone() for p in supernet.parameters()])
     for plain, replayed in zip(*gradients, strict=True):
         assert float((plain - replayed).norm()) <= 0.01 * float(plain.norm()) + 1e-6
