@@ -68,9 +68,32 @@ def test_captured_blocks_give_the_gradients_of_the_same_kernels():
         assert float((plain - captured).norm()) <= 0.01 * float(plain.norm()) + 1e-6
 
 
-def test_a_captured_fair_turn_gives_the_gradients_of_a_plain_one():
+def test_ways_into_and_out_of_cells_equal_plain_ones():
+    from nasc_evo.supernet import fair_turn, kernels
+
+    rng = np.random.default_rng(0)
+    turns = []
+    for _ in range(3):
+        op_of = rng.permutation(fair_turn.NETWORKS)
+        parts = (np.argsort(op_of), op_of, rng.random(fair_turn.NETWORKS, dtype=np.float32))
+        turns.append(fair_turn.Turn(*(torch.from_numpy(part).cuda() for part in parts)))
+    values = torch.sin(torch.arange(5 * 5000, device="cuda").float()).view(5, 5000)
+    for n_edges in (1, 2, 3):
+        results = []
+        for module in (fair_turn, kernels):
+            nodes = [(values * (i + 1)).requires_grad_(True) for i in range(n_edges)]
+            edges = [module.take(x, turn) for x, turn in zip(nodes, turns, strict=False)]
+            y = module.mix([tuple(2 * row for row in edge) for edge in edges], turns[:n_edges])
+            y.backward(torch.cos(values))
+            results.append([y, *(x.grad for x in nodes)])
+        for plain, fused in zip(*results, strict=True):
+            torch.testing.assert_close(plain, fused)
+
+
+def test_a_captured_fair_turn_gives_the_gradients_of_the_same_kernels():
     from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
     from nasc_evo.supernet.graphs import captured_turn
+    from nasc_evo.supernet.kernels import fused_norm_unit, mix, take
 
     space = NASBench201Space(32, 10)
     supernet = build_supernet(space, torch.Generator().manual_seed(0)).cuda()
@@ -86,10 +109,11 @@ def test_a_captured_fair_turn_gives_the_gradients_of_a_plain_one():
     kept = torch.arange(32, device="cuda") < 16
     sent = [[(9, kept, 8)], [], [], [], []]
     gradients = []
-    for turn in (FairTurn(supernet, torch.float32), captured):
+    plain = FairTurn(supernet, torch.float32, fused_norm_unit, take, mix)
+    for turn in (plain, captured):
         supernet.zero_grad(set_to_none=False)
         for networks in turns:
             F.cross_entropy(turn(x, networks, sent), y).backward()
         gradients.append([p.grad.clone() for p in supernet.parameters()])
-    for plain, replayed in zip(*gradients, strict=True):
-        assert float((plain - replayed).norm()) <= 0.01 * float(plain.norm()) + 1e-6
+    for launched, replayed in zip(*gradients, strict=True):
+        assert float((launched - replayed).norm()) <= 0.01 * float(launched.norm()) + 1e-6
