@@ -1,5 +1,6 @@
 """`python -m nasc_evo.finetune`: weights of its own for a design that a search has found."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,7 @@ def choose(path: Path, design_id: int | None) -> Chosen:
     from nasc_evo.report.files import read_front
     from nasc_evo.search.folder import FORMAT, MANIFEST, read_document
     from nasc_evo.space import Design, SplitSpace
+    from nasc_evo.supernet.evaluation import MOST_THREADS
 
     if not (path / MANIFEST).is_file() or not (path / "pareto.csv").is_file():
         raise UserError(f"run={path} is no folder of a run: it has no {MANIFEST} or pareto.csv.")
@@ -113,9 +115,10 @@ def choose(path: Path, design_id: int | None) -> Chosen:
         )
         SplitSpace(space, mask_groups=genes["mask_groups"], n_links=len(cuts)).batch([design])
         evaluator = dict(config["evaluator"])
-        n = evaluator.setdefault("calibration_images")
-        if n is not None and (type(n) is not int or n < 1):
-            raise TypeError("the number of calibration images is no whole number")
+        for name, most in (("calibration_images", math.inf), ("threads", MOST_THREADS)):
+            n = evaluator.setdefault(name)
+            if n is not None and (type(n) is not int or not 1 <= n <= most):
+                raise TypeError(f"evaluator.{name} is no whole number in 1..{most}")
         details = {
             "design_id": design_id,
             "error": float(row["error"]),
@@ -167,11 +170,19 @@ def inherited_weights(path: Path, chosen: Chosen) -> Path:
 
 
 def inherit(chosen: Chosen, weights: Path, folder: Path) -> Path:
-    """Write a design with inherited weights, calibrated as in the run; return the manifest."""
+    """Write a design with inherited weights, calibrated as in the run; return the manifest.
+
+    With as many threads too: they sum the statistics of batch norm in parts, and what differs in
+    their last digits may move a value at the cut to another step of the quantiser.
+    """
+    import torch
+
     from nasc_evo.supernet.deploy import deploy
     from nasc_evo.supernet.finetuning import save_scored
     from nasc_evo.supernet.weights import load_supernet
 
+    if chosen.evaluator["threads"] is not None:
+        torch.set_num_threads(chosen.evaluator["threads"])
     supernet = load_supernet(chosen.space, chosen.dataset, weights)
     images = chosen.evaluator["calibration_images"]
     network = deploy(supernet, chosen.design, chosen.dataset, images)

@@ -34,6 +34,8 @@ from nasc_evo.supernet.weights import file_sha256, find_weights, load_supernet
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TILE_KB = {"cpu": 3072, "cuda": 2**20}
 """Size up to which the largest tensor within a block grows, by processor."""
+MOST_THREADS = 1024
+"""More than any machine has processors; a process with very many threads dies."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 4096}
 """Images that go through a network together, by processor; powers of two."""
 
@@ -105,6 +107,11 @@ class SupernetEvaluator:
                 raise UserError(
                     f"evaluator.{name} must be a whole number of at least {lowest}, got {value!r}."
                 )
+        if threads > MOST_THREADS:
+            raise UserError(
+                f"evaluator.threads must be at most {MOST_THREADS}, got {threads}; give the number "
+                "of processors or less."
+            )
         whole = isinstance(images, int) and not isinstance(images, bool)
         if images != "full" and not (whole and images >= 1):  # type: ignore[operator]
             raise UserError(

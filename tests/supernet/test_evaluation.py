@@ -267,6 +267,7 @@ def test_the_search_split_is_balanced_at_every_size(evaluator):
         ({"tile_kb": 0}, "evaluator.tile_kb must be a whole number of at least 1, got 0"),
         ({"memory_mb": -1}, "evaluator.memory_mb must be a whole number of at least 0, got -1"),
         ({"threads": 1.5}, "evaluator.threads must be"),
+        ({"threads": 10**6}, "evaluator.threads must be at most 1024, got 1000000"),
         ({"calibration_images": True}, "got True"),
         ({"calibration_images": 513}, "more than the 512 calibration images"),
         ({"processor": "meta"}, "evaluator.processor must be cpu or cuda"),
