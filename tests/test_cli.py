@@ -140,9 +140,9 @@ def test_a_search_writes_what_it_promises(cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_front_and_resuming_ends_like_an_uninterrupted_run(cli, tmp_path):
-    whole = cli(*FAST_OPTIONS, "hydra.run.dir=whole")
-    assert whole.returncode == 0, whole.stderr
+def test_ctrl_c_leaves_a_front_and_resuming_ends_like_an_uninterrupted_run(
+    cli, tmp_path, finished_run
+):
     command = [sys.executable, "-m", "nasc_evo.run", *FAST_OPTIONS, "hydra.run.dir=parts"]
     process = subprocess.Popen(
         command,
@@ -171,10 +171,9 @@ def test_ctrl_c_leaves_a_front_and_resuming_ends_like_an_uninterrupted_run(cli, 
         file.write(b'{"index": 99, "key": "torn')
     resumed = cli(*FAST_OPTIONS, "resume=parts")
     assert resumed.returncode == 0, resumed.stderr
-    assert without_times(tmp_path / "parts") == without_times(tmp_path / "whole")
+    assert without_times(tmp_path / "parts") == without_times(finished_run)
     for name in ("pareto.csv", "pareto.json"):
-        mine, theirs = (tmp_path / which / name for which in ("parts", "whole"))
-        assert mine.read_bytes() == theirs.read_bytes()
+        assert (tmp_path / "parts" / name).read_bytes() == (finished_run / name).read_bytes()
 
 
 def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
@@ -234,13 +233,21 @@ def test_a_limit_out_of_reach_ends_with_3_and_the_nearest_design(cli, tmp_path):
         (["objectives=[error,energy_mj]"], "energy_mj cannot be computed"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(cli, tmp_path, options, message):
-    result = cli(*options)
+def test_a_users_mistake_is_one_sentence(cli_here, tmp_path, options, message):
+    result = cli_here(*options)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert message in result.stderr
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["device=edgegup", "n_eval=0", "resume=nowhere"])
+def test_a_mistake_ends_a_process_as_it_ends_here(cli, cli_here, tmp_path, option):
+    there, here = cli(option), cli_here(option)
+    assert there.returncode == here.returncode == 2
+    assert (there.stdout, there.stderr) == (here.stdout, here.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,9 +304,9 @@ def test_training_from_the_command_line_stops_and_resumes(cli, tmp_path):
         (["resume=nowhere"], "holds no checkpoint.pt"),
     ],
 )
-def test_a_mistake_in_training_is_one_sentence(cli, options, message):
+def test_a_mistake_in_training_is_one_sentence(cli_here, options, message):
     needs_data("fashion-mnist/train-images-idx3-ubyte.gz")
-    result = cli(*options, module="train")
+    result = cli_here(*options, module="train")
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -337,20 +344,20 @@ def test_the_exact_front_and_a_search_held_against_it(cli, tmp_path):
     assert "write them with `python -m nasc_evo.truth`" in missing.stderr
 
 
-def test_the_exact_front_under_impossible_limits_ends_with_3(cli):
+def test_the_exact_front_under_impossible_limits_ends_with_3(cli_here):
     needs_data("hwnas/nb201_accuracy.npz")
-    result = cli("limits.latency_ms=1e-6", module="truth")
+    result = cli_here("limits.latency_ms=1e-6", module="truth")
     assert result.returncode == 3
     assert "No design of the space meets the limits: even the fastest design of" in result.stdout
 
 
-def test_tabular_accuracies_of_another_problem_are_refused(cli):
+def test_tabular_accuracies_of_another_problem_are_refused(cli_here):
     needs_data("hwnas/nb201_accuracy.npz")
     for options, says in (
         (("evaluator=tabular", "dataset=cifar100"), "no official accuracies for fbnet"),
         (("evaluator=tabular", "problem=nasbench201"), "not for fashion_mnist"),
     ):
-        result = cli(*options)
+        result = cli_here(*options)
         assert result.returncode == 2
         assert says in result.stderr
         assert "Traceback" not in result.stderr

@@ -101,10 +101,10 @@ def test_training_one_network_stops_and_goes_on(cli, run, tmp_path):
         (["run=r", "training.epochs=0"], "training.epochs must be above 0"),
     ],
 )
-def test_a_mistake_is_one_sentence(cli, run, options, message):
+def test_a_mistake_is_one_sentence(cli_here, run, options, message):
     if any("training.epochs" in option for option in options):
         needs_data("fashion-mnist/train-images-idx3-ubyte.gz")
-    done = cli(*options, module="finetune")
+    done = cli_here(*options, module="finetune")
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

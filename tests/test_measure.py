@@ -182,8 +182,8 @@ def test_more_rounds_go_on_from_those_that_there_are(cli, tmp_path):
         (["out=a.csv", "backend=onnxruntime", "processor=cuda"], "on processor=cpu only, got cuda"),
     ],
 )
-def test_mistakes_are_one_sentence(cli, tmp_path, args, message):
-    done = cli(*args, module="measure")
+def test_mistakes_are_one_sentence(cli_here, tmp_path, args, message):
+    done = cli_here(*args, module="measure")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert message in done.stderr

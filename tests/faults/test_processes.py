@@ -40,7 +40,7 @@ def start(
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     return subprocess.Popen(
-        [sys.executable, "-m", "nasc_evo.run", *FAST_OPTIONS, "evaluator.threads=1", *options],
+        [sys.executable, "-m", "nasc_evo.run", *FAST_OPTIONS, *options],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -77,16 +77,6 @@ def options_of(backend: str) -> list[str]:
     return [f"parallel={backend}", "parallel.n_jobs=2", "parallel.chunk=1"]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, "hydra.run.dir=run")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return folder / "run"
-
-
 def same_result(folder: Path, whole: Path) -> None:
     by_key = {(line["key"], line["split"], line["images"]): line for line in lines(folder)}
     assert len(by_key) == len(lines(folder))  # nothing was evaluated twice
@@ -98,7 +88,9 @@ def same_result(folder: Path, whole: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600 if FULL else 600)
 @pytest.mark.parametrize("backend", KILLS)
-def test_a_killed_run_resumes_to_the_same_front(tmp_path, whole, survived, backend, descendants):
+def test_a_killed_run_resumes_to_the_same_front(
+    tmp_path, finished_run, survived, backend, descendants
+):
     options = options_of(backend)
     rng = np.random.default_rng(0)
     kills = KILLS[backend]
@@ -118,7 +110,7 @@ def test_a_killed_run_resumes_to_the_same_front(tmp_path, whole, survived, backe
     process = start(tmp_path, *options, *place)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    same_result(tmp_path / "run", whole)
+    same_result(tmp_path / "run", finished_run)
     times = f"{kills} times" if kills > 1 else "once"
     outcome = "resumed: same front, same journal, nothing evaluated twice"
     survived(f"kill -9 of the main process, {times}", backend, outcome)
@@ -128,7 +120,7 @@ def test_a_killed_run_resumes_to_the_same_front(tmp_path, whole, survived, backe
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sigterm_leaves_a_front_and_says_how_to_go_on(
-    tmp_path, whole, survived, backend, descendants
+    tmp_path, finished_run, survived, backend, descendants
 ):
     options = options_of(backend)
     process = start(tmp_path, *options, "hydra.run.dir=run")
@@ -144,7 +136,7 @@ def test_sigterm_leaves_a_front_and_says_how_to_go_on(
     process = start(tmp_path, *options, "resume=run")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    same_result(tmp_path / "run", whole)
+    same_result(tmp_path / "run", finished_run)
     survived("SIGTERM (pre-emption)", backend, "exit code 143, front written, resumed: same front")
 
 
@@ -163,8 +155,8 @@ def test_ctrl_c_in_a_terminal_ends_workers_quietly(tmp_path, survived, backend, 
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_a_run_and_keeps_what_is_written(tmp_path, whole, survived):
-    limit_bytes = (whole / "manifest.json").stat().st_size + 500  # the journal is larger
+def test_a_full_disk_stops_a_run_and_keeps_what_is_written(tmp_path, finished_run, survived):
+    limit_bytes = (finished_run / "manifest.json").stat().st_size + 500  # the journal is larger
     process = start(tmp_path, "hydra.run.dir=run", limit_bytes=limit_bytes)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -175,7 +167,7 @@ def test_a_full_disk_stops_a_run_and_keeps_what_is_written(tmp_path, whole, surv
     process = start(tmp_path, "resume=run")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    same_result(tmp_path / "run", whole)
+    same_result(tmp_path / "run", finished_run)
     survived("the disk is full while journalling", "serial", "stops, resumed: same front")
 
 
