@@ -100,7 +100,7 @@ FAST_OPTIONS = (
     "evaluator.images=64",
     "evaluator.calibration_images=32",
     "evaluator.threads=1",  # two of a process on two busy processors wait for each other
-    "rescore=2",
+    "rescore=1",
 )
 """Command-line options of a search that takes some ten seconds."""
 

@@ -339,8 +339,8 @@ def test_the_shipped_chains_have_their_roles():
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_command_line_searches_a_chain_and_resumes(cli, tmp_path, name):
     needs_data("hwnas/nb201_accuracy.npz")
-    space = ("problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "n_eval=60")
-    options = (*space, f"chain={name}", "device=raspi4", "link.rtt_ms=1")
+    space = ("problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "n_eval=30")
+    options = (*space, "algorithm.initial=15", f"chain={name}", "device=raspi4", "link.rtt_ms=1")
     result = cli(*options, "hydra.run.dir=out")
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "out" / "pareto.csv", newline="") as file:

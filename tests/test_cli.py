@@ -84,8 +84,9 @@ def test_every_metric_may_be_limited():
     assert tuple(field.name for field in fields(Limits)) == METRICS
 
 
-def test_a_search_writes_what_it_promises(cli, tmp_path):
-    result = cli(*FAST_OPTIONS, "limits.latency_ms=15", "hydra.run.dir=out")
+def test_a_search_writes_what_it_promises(cli, cli_here, tmp_path):
+    options = (*FAST_OPTIONS, "rescore=2", "limits.latency_ms=15")
+    result = cli(*options, "hydra.run.dir=out")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "out"
     names = {path.name for path in folder.iterdir()}
@@ -124,16 +125,16 @@ def test_a_search_writes_what_it_promises(cli, tmp_path):
     assert "Pareto set under latency_ms <= 15" in result.stdout
     assert "Recommended: design" in result.stdout
 
-    again = cli(*FAST_OPTIONS, "limits.latency_ms=15", "hydra.run.dir=out")
+    again = cli_here(*options, "hydra.run.dir=out")
     assert again.returncode == 2
     assert "holds a run already; continue it with resume=" in again.stderr
 
-    other = cli(*FAST_OPTIONS, "limits.latency_ms=15", "resume=out", "seed=2")
+    other = cli_here(*options, "resume=out", "seed=2")
     assert other.returncode == 2
     assert "cannot be resumed with another seed: it had 1, this command has 2" in other.stderr
 
     before = (folder / "pareto.csv").read_bytes()
-    resumed = cli(*FAST_OPTIONS, "limits.latency_ms=15", "resume=out")
+    resumed = cli(*options, "resume=out")
     assert resumed.returncode == 0, resumed.stderr
     assert (folder / "pareto.csv").read_bytes() == before
     assert without_times(folder) == journal
@@ -312,14 +313,14 @@ def test_a_mistake_in_training_is_one_sentence(cli_here, options, message):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_the_exact_front_and_a_search_held_against_it(cli, tmp_path):
+def test_the_exact_front_and_a_search_held_against_it(cli, cli_here, tmp_path):
     needs_data("hwnas/nb201_accuracy.npz")
     options = ("problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "device=raspi4")
     truth = cli("device=raspi4", "hydra.run.dir=t", module="truth")
     assert truth.returncode == 0, truth.stderr
     assert "The exact front has" in truth.stdout
     columns = (tmp_path / "t" / "truth.csv").read_text().splitlines()[0]
-    again = cli("device=raspi4", "hydra.run.dir=t", module="truth")
+    again = cli_here("device=raspi4", "hydra.run.dir=t", module="truth")
     assert again.returncode == 2
     assert "already holds a truth.csv" in again.stderr
     result = cli(*options, "truth=t/truth.csv", "n_eval=200", "hydra.run.dir=out")
@@ -330,16 +331,16 @@ def test_the_exact_front_and_a_search_held_against_it(cli, tmp_path):
     assert 0.8 < document["hypervolume"]["relative_to_truth"] <= 1
     # nothing was left out of a front that needs no re-scoring
     assert all(float(row["error_test"]) > 0 for row in rows(tmp_path / "out"))
-    other = cli(*options, "link=lte", "truth=t/truth.csv", "hydra.run.dir=other")
+    other = cli_here(*options, "link=lte", "truth=t/truth.csv", "hydra.run.dir=other")
     assert other.returncode == 2
     assert "is of another problem: its links.0" in other.stderr
     (tmp_path / "t" / "truth.csv").write_text(
         "".join((tmp_path / "t" / "truth.csv").read_text().splitlines(keepends=True)[:3])
     )
-    cut = cli(*options, "truth=t/truth.csv", "hydra.run.dir=other")
+    cut = cli_here(*options, "truth=t/truth.csv", "hydra.run.dir=other")
     assert cut.returncode == 2
     assert "not that of the .json beside it" in cut.stderr
-    missing = cli(*options, "truth=t/nothing.csv", "hydra.run.dir=other")
+    missing = cli_here(*options, "truth=t/nothing.csv", "hydra.run.dir=other")
     assert missing.returncode == 2
     assert "write them with `python -m nasc_evo.truth`" in missing.stderr
 

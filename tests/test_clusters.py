@@ -25,7 +25,7 @@ TABULAR = (
     "dataset=cifar100",
     "evaluator=tabular",
     "n_eval=40",
-    "algorithm.initial=10",
+    "algorithm=random",
 )
 LONG = (*TABULAR[:3], "n_eval=2000", "algorithm=random")
 """A search of some seconds, to be stopped on its way."""

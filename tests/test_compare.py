@@ -374,7 +374,7 @@ SMALL = (
 )
 
 
-def test_the_command_line_writes_and_resumes(cli, tmp_path):
+def test_the_command_line_writes_and_resumes(cli, cli_here, tmp_path):
     needs_data("hwnas/nb201_accuracy.npz")
     result = cli(*SMALL, "experiment.seeds=1", module="compare")
     assert result.returncode == 0, result.stderr
@@ -383,10 +383,10 @@ def test_the_command_line_writes_and_resumes(cli, tmp_path):
     assert more.returncode == 0, more.stderr
     assert "24 searches, 12 of them to run" in more.stdout
     assert len((tmp_path / "out/searches.jsonl").read_text().splitlines()) == 24
-    refused = cli(*SMALL, module="compare")
+    refused = cli_here(*SMALL, module="compare")
     assert refused.returncode == 2
     assert "holds a comparison already" in refused.stderr
-    wrong = cli("experiment=nb301", module="compare")
+    wrong = cli_here("experiment=nb301", module="compare")
     assert wrong.returncode == 2
     assert "There is no experiment 'nb301'; available are" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -69,7 +69,7 @@ def test_inherited_weights_give_the_accuracies_of_the_run(cli, run, tmp_path, mo
     assert (link["kept_channels"] if link else 0) == int(row["kept_channels"])
 
 
-def test_training_one_network_stops_and_goes_on(cli, run, tmp_path):
+def test_training_one_network_stops_and_goes_on(cli, cli_here, run, tmp_path):
     needs_data("fashion-mnist/train-images-idx3-ubyte.gz")
     options = (
         *("run=r", "mode=scratch", "training.batch_size=8", "training.epochs=1"),
@@ -81,7 +81,7 @@ def test_training_one_network_stops_and_goes_on(cli, run, tmp_path):
     again = cli(*options, "resume=n", module="finetune")
     assert again.returncode == 130, again.stderr
     assert "step 0 of" not in again.stdout
-    other = cli(*options, "resume=n", "training.seed=5", module="finetune")
+    other = cli_here(*options, "resume=n", "training.seed=5", module="finetune")
     assert other.returncode == 2
     assert "belongs to another space, data set or recipe" in other.stderr
 

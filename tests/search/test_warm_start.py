@@ -109,7 +109,7 @@ def test_what_does_not_transfer_is_refused(tmp_path):
         read_warm_start(tmp_path / "run", problem())
 
 
-def test_a_warm_run_of_the_command_line_resumes(cli, tmp_path):
+def test_a_warm_run_of_the_command_line_resumes(cli, cli_here, tmp_path):
     needs_data("hwnas/nb201_accuracy.npz")
     common = ["problem=nasbench201", "dataset=cifar100", "evaluator=tabular", "n_eval=40"]
     first = cli(*common, "device=raspi4", "hydra.run.dir=first")
@@ -124,9 +124,9 @@ def test_a_warm_run_of_the_command_line_resumes(cli, tmp_path):
     again = cli(*warm, "resume=second")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "second" / "pareto.csv").read_bytes() == front
-    cold = cli(*warm[:-1], "resume=second")
+    cold = cli_here(*warm[:-1], "resume=second")
     assert cold.returncode == 2
     assert "cannot be resumed with another warm_start" in cold.stderr
-    missing = cli(*warm[:-1], "warm_start=nowhere", "hydra.run.dir=third")
+    missing = cli_here(*warm[:-1], "warm_start=nowhere", "hydra.run.dir=third")
     assert missing.returncode == 2
     assert "Traceback" not in missing.stderr

@@ -40,6 +40,7 @@ CONFIG = TrainingConfig(
     validation_paths=2,
     validation_images=20,
     cutout=0,
+    threads=1,
 )
 
 
