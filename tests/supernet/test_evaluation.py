@@ -285,6 +285,6 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_missing_weights_say_how_to_train_them():
-    dataset = get_dataset("cifar100")
+    dataset = get_dataset("cifar100", geometry=224)
     with pytest.raises(UserError, match=r"python -m nasc_evo.train problem=fbnet dataset=cifar100"):
-        SupernetEvaluator(FBNetSpace(32, 100), dataset)
+        SupernetEvaluator(FBNetSpace(224, 100), dataset)

@@ -1,20 +1,25 @@
 import json
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from nasc_evo.data import get_dataset
 from nasc_evo.errors import UserError
-from nasc_evo.space import FBNetSpace, SplitSpace
+from nasc_evo.space import SPACES, Design, FBNetSpace, SplitSpace
+from nasc_evo.supernet.evaluation import SupernetEvaluator
 from nasc_evo.supernet.model import build_supernet
 from nasc_evo.supernet.weights import (
+    PRETRAINED,
     find_weights,
     load_importance,
     load_supernet,
     read_manifest,
     save_supernet,
 )
+from tests.conftest import needs_data
 
 SPACE = FBNetSpace(32, 10)
 DATASET = get_dataset("fashion_mnist")
@@ -29,13 +34,40 @@ def copy(tmp_path):
     return tmp_path / shipped.name
 
 
-def test_shipped_weights_are_small_and_state_their_origin():
-    shipped = find_weights(SPACE, DATASET)
-    assert shipped.stat().st_size <= 10 * 2**20
-    manifest = read_manifest(shipped, SPACE, DATASET)
+SHIPPED = list(product(SPACES, ("fashion_mnist", "cifar100")))
+
+
+@pytest.mark.parametrize(("space_name", "dataset_name"), SHIPPED)
+def test_shipped_weights_load_and_state_their_origin(space_name, dataset_name):
+    dataset = get_dataset(dataset_name)
+    space = SPACES[space_name](32, dataset.n_classes)
+    shipped = find_weights(space, dataset)
+    manifest = read_manifest(shipped, space, dataset)
     assert manifest["licence"].startswith("MIT")
     assert manifest["recipe"]["epochs"] > 0
-    assert 0.9 < manifest["validation"]["largest"] < 1
+    assert 1 / dataset.n_classes < manifest["validation"]["median"] < 1
+    supernet = load_supernet(space, dataset, shipped)
+    assert all(torch.isfinite(value).all() for value in supernet.state_dict().values())
+    assert sorted(load_importance(shipped)) == list(range(1, space.n_blocks))
+
+
+def test_shipped_weights_are_small():
+    sizes = [path.stat().st_size for path in PRETRAINED.iterdir()]
+    assert len(sizes) == 2 * len(SHIPPED)
+    assert sum(sizes) <= 25 * 10**6
+
+
+@pytest.mark.parametrize("space_name", SPACES)
+def test_shipped_weights_have_the_accuracy_of_their_manifest_on_cifar100(space_name):
+    needs_data("cifar100.npz")
+    dataset = get_dataset("cifar100")
+    space = SPACES[space_name](32, dataset.n_classes)
+    evaluator = SupernetEvaluator(space, dataset, images=500, calibration_images=256)
+    ops = build_supernet(space).largest()
+    whole = Design(space.format(np.array(ops)), ops, (space.n_blocks,), ("",), (0,))
+    ((_, score),) = evaluator.evaluate([whole])
+    stated = read_manifest(evaluator.weights, space, dataset)["validation"]["largest"]
+    assert abs(1 - score.error - stated) < 4 * score.standard_error
 
 
 def test_save_and_load_round_trip(tmp_path):
