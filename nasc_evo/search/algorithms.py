@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "initial": 20,
         "batch": 5,
         "offspring": 1000,
-        "exploration": 0.5,
+        "exploration": 0.7,
         "best_cut_rate": 0.5,
     },
     "random": {"pop_size": 40},
