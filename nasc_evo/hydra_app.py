@@ -175,6 +175,18 @@ class MeasureConfig:
 
 
 @dataclass
+class MeasureEvaluatorConfig:
+    """The frame of `configs/measure_evaluator.yaml`."""
+
+    problem: Any = MISSING
+    dataset: Any = MISSING
+    evaluator: Any = MISSING
+    designs: int = MISSING
+    rounds: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
 class CompareConfig:
     """The frame of `configs/compare.yaml`; what an experiment holds is checked by itself."""
 
@@ -191,6 +203,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="measure_schema", node=MeasureConfig)
+    store.store(name="measure_evaluator_schema", node=MeasureEvaluatorConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="finetune_schema", node=FinetuneConfig)
     store.store(name="truth_schema", node=TruthConfig)

@@ -1,5 +1,9 @@
-"""`python -m nasc_evo.measure`: a cost table measured on this machine."""
+"""`python -m nasc_evo.measure`: what this machine can do.
 
+A cost table of its blocks, or with `evaluator` as the first word the fastest way to score designs.
+"""
+
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -12,6 +16,9 @@ from nasc_evo.hydra_app import EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, la
 
 def main() -> None:
     """Run the application."""
+    if sys.argv[1:2] == ["evaluator"]:
+        del sys.argv[1]
+        launch("measure_evaluator", run_evaluator)
     launch("measure", run)
 
 
@@ -31,6 +38,83 @@ def run(config: Any) -> int:
     plan = Plan(**{field.name: config[field.name] for field in fields(Plan)})
     out = output_file(config.out)
     return measure(space, plan, out, config.name or out.stem, config.energy, create_console())
+
+
+def run_evaluator(config: Any) -> int:
+    """Time numerics of the evaluator with a composed configuration; return the exit code."""
+    import numpy as np
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+    from rich.table import Table
+
+    from nasc_evo.assembly import build_architecture, build_dataset
+    from nasc_evo.measurement.evaluator import (
+        TILES_KB,
+        check_counts,
+        fastest,
+        thread_counts,
+        time_numerics,
+    )
+    from nasc_evo.measurement.machine import machine
+    from nasc_evo.report.display import ProgressDisplay, create_console
+    from nasc_evo.search.operators import random_genomes
+    from nasc_evo.space import SplitSpace
+    from nasc_evo.supernet.evaluation import SupernetEvaluator, has_native_bfloat16
+
+    check_counts(designs=config.designs, rounds=config.rounds)
+    options: Any = OmegaConf.to_container(config.evaluator, resolve=True)
+    if options.pop("name") != "supernet":
+        raise UserError("Only evaluator=supernet has numerics to choose.")
+    fields: Any = OmegaConf.to_container(config.dataset, resolve=True)
+    dataset = build_dataset(fields)
+    space = build_architecture(HydraConfig.get().runtime.choices["problem"], dataset)
+    split = SplitSpace(space)
+    X = random_genomes(split, config.designs, np.random.default_rng(config.seed))
+    designs = split.designs(split.decode_batch(X))
+
+    def make(numerics: dict[str, Any]) -> SupernetEvaluator:
+        return SupernetEvaluator(space, dataset, **{**options, **numerics, "memory_mb": 0})
+
+    first = make({})
+    gpu = first.device.type == "cuda"
+    threads = [first.threads] if gpu else thread_counts(machine()["cores"])
+    fast = gpu or has_native_bfloat16()
+    stages: list[dict[str, list[Any]]] = [
+        {"threads": threads, "dtype": ["float32", "bfloat16"] if fast else ["float32"]},
+        {"tile_kb": sorted({*TILES_KB[first.device.type], first.tile_kb})},
+    ]
+    console = create_console()
+    chosen = {"threads": first.threads, "dtype": first.dtype, "tile_kb": first.tile_kb}
+    timings = []
+    for stage in stages:
+        choices = [chosen]
+        for key, values in stage.items():
+            choices = [{**choice, key: value} for choice in choices for value in values]
+        steps = len(choices) * (config.rounds + 1)
+        with ProgressDisplay("Timing", steps, 0, console) as display:
+            done = 0
+
+            def show(display: ProgressDisplay = display, steps: int = steps) -> None:
+                nonlocal done
+                done += 1
+                display.show(done, "", f"{done} of {steps} timed", now=done == steps)
+
+            timed = time_numerics(make, choices, designs, config.rounds, show)
+        timings += timed
+        chosen = fastest(timed).options
+    best = fastest([timing for timing in timings if timing.options == chosen])
+    table = Table(title=f"{config.designs} designs of {space.name}, {first.images} images each")
+    for name in (*chosen, "ms a design", "range %", "accuracy differs by, points"):
+        table.add_column(name, justify="right")
+    for timing in timings:
+        pairs = zip(timing.accuracies, best.accuracies, strict=True)
+        moved = 100 * max(abs(a - b) for a, b in pairs)
+        figures = (f"{timing.ms:.0f}", f"{timing.spread_percent:.0f}", f"{moved:.2f}")
+        table.add_row(*map(str, timing.options.values()), *figures)
+    console.print(table)
+    words = " ".join(f"evaluator.{key}={value}" for key, value in chosen.items())
+    console.print(f"Fastest here: {words}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def output_file(name: str | None) -> Path:

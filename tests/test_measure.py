@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,10 @@ from nasc_evo.config import config_folder
 from nasc_evo.cost import CostTable
 from nasc_evo.costs import main as costs
 from nasc_evo.hydra_app import register
+from nasc_evo.measurement.evaluator import TILES_KB, fastest, thread_counts, time_numerics
+from nasc_evo.measurement.machine import machine
 from nasc_evo.space import FBNetSpace, NASBench201Space
+from nasc_evo.supernet.score import Score
 from problems import FBNetSplit
 from tests.conftest import FAST, FAST_OPTIONS
 
@@ -228,6 +231,9 @@ def test_the_commands_of_the_pages_compose(overrides):
 
     register()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        if overrides[:1] == ["evaluator"]:
+            assert compose("measure_evaluator", overrides[1:]).rounds > 0
+            return
         config = compose("measure", overrides)
     assert Plan(**{field.name: config[field.name] for field in fields(Plan)}).rounds > 0
     assert config.out.endswith(".csv")
@@ -253,3 +259,62 @@ def test_help_is_quick_and_needs_no_torch(tmp_path):
     )
     assert "processor=cuda launch=graph" in done.stdout
     assert done.stdout.endswith("[]\n")
+
+
+def test_the_fastest_numerics_of_the_evaluator_are_proposed(cli_here):
+    options = ("designs=1", "rounds=1", "evaluator.images=16", "evaluator.calibration_images=16")
+    done = cli_here("evaluator", *options, "problem=nasbench201", module="measure")
+    assert done.returncode == 0, done.stderr
+    proposed = done.stdout.splitlines()[-1].removeprefix("Fastest here: ").split()
+    assert [word.split("=")[0] for word in proposed] == [
+        "evaluator.threads",
+        "evaluator.dtype",
+        "evaluator.tile_kb",
+    ]
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        evaluator = compose("config", proposed).evaluator
+    assert evaluator.threads in thread_counts(machine()["cores"])
+    assert evaluator.tile_kb in TILES_KB["cpu"]
+    for text in (f"{evaluator.dtype} ", "1 designs of nasbench201, 16 images each"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["rounds=0"], "rounds must be a whole number above 0, got 0"),
+        (["designs=-1"], "designs must be a whole number above 0, got -1"),
+        (["evaluator=tabular"], "Only evaluator=supernet has numerics to choose"),
+        (["evaluator.images=0"], "evaluator.images must be a positive whole number"),
+    ],
+)
+def test_mistakes_about_the_evaluator_are_one_sentence(cli_here, args, message):
+    done = cli_here("evaluator", *args, module="measure")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_numerics_are_timed_in_turns_and_near_ties_take_fewer_threads():
+    calls = []
+
+    class Slow:
+        def __init__(self, options):
+            self.options = options
+
+        def evaluate(self, designs):
+            calls.append(self.options["threads"])
+            time.sleep(self.options["threads"] / 200)
+            return ((i, Score(3, 4)) for i in range(len(designs)))
+
+    choices = [{"threads": 1}, {"threads": 4}]
+    timings = time_numerics(Slow, choices, ["a", "b"], rounds=2)
+    assert calls == [1, 4] * 3
+    assert [timing.options for timing in timings] == choices
+    assert timings[0].ms == pytest.approx(2.5, rel=0.5)
+    assert timings[1].accuracies == (0.75, 0.75)
+    assert fastest(timings) is timings[0]
+    tie = [replace(timings[1], ms=1.0), replace(timings[0], ms=1.01)]
+    assert fastest(tie) is tie[1]
+    assert thread_counts(6) == [1, 2, 4, 6]
