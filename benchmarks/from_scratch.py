@@ -6,9 +6,9 @@
 Random networks, and with --front those of the front of a search, each trained whole from scratch
 with one fixed recipe. Start as many processes with `--part I/N` as fit a machine, several share a
 GPU; one that was stopped goes on from its checkpoint. Without --part what all have left in the
-folder is compared with the accuracies that the same networks inherit: Kendall's tau over all and the
-truly better half, beside that of multiply-accumulates, and the mean gap. A table with every network
-goes to the result file.
+folder is compared with the accuracies that the same networks inherit: Kendall's tau over all and
+the truly better half, beside that of multiply-accumulates, and the mean gap. A table with every
+network goes to the result file.
 """
 
 import argparse
