@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "initial": 20,
         "batch": 5,
         "offspring": 1000,
-        "exploration": 0.7,
+        "exploration": 0.5,
         "best_cut_rate": 0.5,
     },
     "random": {"pop_size": 40},
@@ -130,7 +130,7 @@ def algorithm_options(
         name: One of :data:`ALGORITHMS`.
         options: Some of :data:`OPTIONS`. What is None takes its default; where the problem is
             lossless, evolutionary algorithms take that of :data:`LOSSLESS`, and the surrogate
-            search moves every design to its best cut.
+            search moves every design to its best cut and explores more.
 
     Raises:
         UserError: If name or an option is unknown or out of range.
@@ -142,7 +142,7 @@ def algorithm_options(
         if "crossover_rate" in values:
             values |= {key: value for key, value in LOSSLESS.items() if key in values}
         elif "best_cut_rate" in values:
-            values["best_cut_rate"] = 1.0
+            values |= {"best_cut_rate": 1.0, "exploration": 0.7}
     return values | given
 
 

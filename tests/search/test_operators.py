@@ -202,6 +202,8 @@ def test_defaults_depend_on_whether_the_error_depends_on_the_cut():
     assert algorithm_options(lossless, "random") == {"pop_size": 40}
     assert algorithm_options(problem, "surrogate")["best_cut_rate"] == 0.5
     assert algorithm_options(lossless, "surrogate")["best_cut_rate"] == 1
+    assert algorithm_options(problem, "surrogate")["exploration"] == 0.5
+    assert algorithm_options(lossless, "surrogate")["exploration"] == 0.7
     given = {"pop_size": 8, "crossover_rate": 0.5, "best_cut_rate": 0.2}
     assert rates(problem, given) == rates(lossless, given) == (8, 0.5, 0.2)
 
