@@ -17,13 +17,17 @@ from scipy.stats import hypergeom
 from nasc_evo.errors import UserError
 from nasc_evo.supernet.score import Score
 
+ROUNDING = 1e-5
+"""Shares and counts of images that differ by less are equal."""
+
 
 class Halving:
     """On how many images designs are scored first, and when that is enough.
 
     Args:
         images: Numbers of images before all of them, rising; empty for none.
-        confidence: The least probability of a right decision to stop, for a design at the limit.
+        confidence: The least probability, at each number of images, of going on with a design that
+            could just enter the front.
 
     Raises:
         UserError: If an option is out of range.
@@ -38,7 +42,10 @@ class Halving:
             )
         number = isinstance(confidence, (int, float)) and not isinstance(confidence, bool)
         if not (number and 0.5 < confidence < 1):
-            raise UserError(f"halving.confidence must be in 0.5..1, got {confidence!r}.")
+            raise UserError(
+                f"halving.confidence must be a number between 0.5 and 1, both excluded, got "
+                f"{confidence!r}."
+            )
         self.images = tuple(images)
         self.confidence = confidence
 
@@ -46,8 +53,12 @@ class Halving:
         """Return the options."""
         return {"images": list(self.images), "confidence": self.confidence}
 
-    def check(self, images: int, lossless: bool) -> None:
+    def check(self, images: int, lossless: bool, objectives: Sequence[str]) -> None:
         """Raise a UserError unless an evaluator with so many images can do it."""
+        if self.images and "error" not in objectives:
+            raise UserError(
+                f"halving.images needs error among the objectives, got {list(objectives)}."
+            )
         if self.images and lossless:
             raise UserError(
                 "halving.images needs accuracies of images; evaluator=tabular knows whole ones."
@@ -72,7 +83,7 @@ class Halving:
         """
         if score.correct is None:
             return True
-        allowed = min(math.ceil(ceiling * images) - 1, images)
+        allowed = min(math.ceil(ceiling * images - ROUNDING / 10) - 1, images)
         if allowed < 0:
             return True
         wrong = math.ceil(score.images - score.correct)
@@ -88,7 +99,7 @@ class Ceilings:
     """
 
     def __init__(self, limit: float | None = None) -> None:
-        self._limit = float(np.nextafter(1.0 if limit is None else limit, math.inf))
+        self._limit = (1.0 if limit is None else limit) + ROUNDING  # the limit itself is allowed
         self._front: NDArray[np.float64] | None = None
 
     def add(self, errors: NDArray[np.float64], costs: NDArray[np.float64]) -> None:

@@ -198,7 +198,7 @@ class SplitProblem(Problem):
         """The source of accuracies."""
         made = self._evaluator
         evaluator: Evaluator = made if hasattr(made, "evaluate") else made()  # type: ignore
-        self.halving.check(evaluator.images, self.lossless)
+        self.halving.check(evaluator.images, self.lossless, self.objectives)
         return evaluator
 
     def assess(
@@ -208,6 +208,7 @@ class SplitProblem(Problem):
         split: str = "search",
         images: int | None = None,
         max_new: int | None = None,
+        halved: bool = True,
     ) -> list[Evaluation | None]:
         """Return the evaluation of each genome, computing only unknown phenotypes.
 
@@ -217,6 +218,8 @@ class SplitProblem(Problem):
             images: How many; None takes the evaluator's default for the search split and all
                 images of another.
             max_new: Evaluate at most this many unknown phenotypes, the first ones.
+            halved: Whether a search asks, whose designs may be scored on fewer images, see
+                :mod:`nasc_evo.halving`. Others get all of them.
 
         Returns:
             One evaluation a genome; None where `max_new` forbade it.
@@ -230,15 +233,19 @@ class SplitProblem(Problem):
         keys = [(design.key, split, count) for design in designs]
         new: dict[tuple[str, str, int], int] = {}
         for row, key in enumerate(keys):
-            if key not in self.evaluations and key not in new:
+            known = self.evaluations.get(key)
+            stopped = known is not None and known.score.images < count
+            if (known is None or (stopped and not halved)) and key not in new:
                 if max_new is not None and len(new) >= max_new:
                     continue
                 new[key] = row
-        halved = self.halving.images and split == "search" and count == self.evaluator.images
-        if new and halved and "error" in self.objectives:
+        of_search = split == "search" and count == self.evaluator.images
+        if new and halved and self.halving.images and of_search:
             self._halve(batch, np.atleast_2d(X), designs, new)
         elif new:
             self._evaluate_new(batch, np.atleast_2d(X), designs, new)
+            if self.halving.images and of_search:
+                self._lower_ceilings([self.evaluations[key] for key in new])
         return [self.evaluations.get(key) for key in keys]
 
     def search_evaluations(self) -> Sequence[Evaluation]:
@@ -287,11 +294,14 @@ class SplitProblem(Problem):
                     del going_on[name, split, count]
         if going_on:
             self._evaluate_new(batch, X, designs, going_on)
-            known = [self.evaluations[key] for key in going_on]
-            rows = [e for e, ok in zip(known, self.feasible(known), strict=True) if ok]
-            F = self.objective_values([e for e in rows if not e.failed])
-            error = self.objectives.index("error")
-            self._ceilings.add(F[:, error], np.delete(F, error, axis=1))
+            self._lower_ceilings([self.evaluations[key] for key in going_on])
+
+    def _lower_ceilings(self, scored: list[Evaluation]) -> None:
+        """Take note of designs scored on all images, for later designs to be better than."""
+        feasible = zip(scored, self.feasible(scored), strict=True)
+        F = self.objective_values([e for e, ok in feasible if ok and not e.failed])
+        error = self.objectives.index("error")
+        self._ceilings.add(F[:, error], np.delete(F, error, axis=1))
 
     def _evaluate_new(
         self,

@@ -124,19 +124,20 @@ class SearchDisplay(ProgressDisplay):
     def add(self, evaluation: Evaluation, computed: bool) -> None:
         """Take note of one evaluation of the search, on all its images or on the first ones."""
         images, counts = self.problem.evaluator.images, self.problem.halving.images
-        if evaluation.score.images == (*counts, images)[0]:
-            self.done += 1
-            self.computed += computed
+        counted = evaluation.score.images == (*counts, images)[0]
+        self.done += counted
+        self.computed += counted and computed
         if evaluation.score.images == images:
             self.new.append(evaluation)
-        if self.done < self.total and time.monotonic() - self.refreshed < REFRESH_SECONDS:
+        ended = counted and self.done == self.total
+        if not ended and time.monotonic() - self.refreshed < REFRESH_SECONDS:
             return
         self.refreshed = time.monotonic()
         self.front = non_dominated(self.problem, [*self.front, *self.new])
         self.new.clear()
         state = self.state()
         line = f"{self.done}/{self.total} evaluations, {state}, {self.time_left()}"
-        self.show(self.done, state, line, now=self.done == self.total)
+        self.show(self.done, state, line, now=ended)
 
     def state(self) -> str:
         """Return hypervolume and best accuracy as text."""

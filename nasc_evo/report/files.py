@@ -195,6 +195,10 @@ def front_document(
             "generations": search.generations,
             "stop_reason": search.stop_reason,
             "images": problem.evaluator.images,
+            "stopped_on_fewer_images": sum(
+                not e.failed and e.score.images < problem.evaluator.images
+                for e in search.evaluations
+            ),
         },
         "front_images": result.images,
         "front_rescored": result.rescored,

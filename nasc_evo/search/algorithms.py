@@ -231,11 +231,18 @@ def create_algorithm(
             f"algorithm={name} needs error among the objectives, got {list(problem.objectives)}; "
             "use algorithm=nsga2."
         )
+    if problem.halving.images and name not in HALVED:
+        raise UserError(
+            f"halving.images compares a design with the front of a generation; algorithm={name} "
+            f"asks for accuracies otherwise. Use one of {', '.join(HALVED)}, or halving.images=[]."
+        )
     fastest = problem.fastest_design()
     known = tuple(first) if fastest is None else (fastest, *first)
     return MAKERS[name](Request(problem, values, seed, n_eval, known))
 
 
+HALVED = ("nsga2", "nsga3", "agemoea", "moead", "nsga2_pymoo", "random")
+"""Algorithms to which a design that cannot enter the front is worth no more images."""
 NEEDS_ERROR = ("surrogate", "accuracy_then_cut", "prune_at_cut", "nasc", "msunas", "relaxed_masks")
 
 

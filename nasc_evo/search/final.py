@@ -212,7 +212,8 @@ def reference_designs(
     """
 
     def best(key: Callable[[Evaluation], tuple[float, int]]) -> Evaluation:
-        return min((e for e in evaluations if not e.failed), key=key)
+        whole = max(e.score.images for e in evaluations)
+        return min((e for e in evaluations if not e.failed and e.score.images == whole), key=key)
 
     chosen = {
         "most accurate": best(lambda e: (e.score.error, e.index)),
@@ -229,7 +230,8 @@ def reference_designs(
     for title, evaluation in chosen.items():
         genome = np.array(evaluation.genome)
         genome[space.cut_genes] = np.searchsorted(space.cut_choices, n)
-        (unmasked,) = problem.assess(genome[None], images=front[0].score.images)
+        images = front[0].score.images
+        (unmasked,) = problem.assess(genome[None], images=images, halved=False)
         if unmasked is None or unmasked.failed:
             continue
         ops = np.array([evaluation.design.ops])

@@ -44,7 +44,7 @@ class WarmStart:
         if not len(self.X):
             return []
         problem.remember(self.scores)
-        found = [e for e in problem.assess(self.X) if e is not None]
+        found = [e for e in problem.assess(self.X, halved=False) if e is not None]
         front = non_dominated(problem, found)
         F = problem.objective_values(front)
         return [front[i].design for i in spread_subset(F, MAX_FIRST)] if front else []

@@ -152,6 +152,11 @@ class TrainingConfig:
             )
         if not self.random_paths and not self.largest_every:
             raise UserError("training.random_paths and training.largest_every are both 0.")
+        if self.distillation > 0 and not self.largest_every:
+            raise UserError(
+                f"training.distillation={self.distillation} has random networks learn from the "
+                "largest one, which training.largest_every=0 never trains; set one of them."
+            )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(
                 f"training.dtype must be auto, float32 or bfloat16, got '{self.dtype}'."
@@ -347,8 +352,11 @@ class Trainer:
         config, supernet = self.config, self.supernet
         if not (config.cuda_graphs and self.device.type == "cuda" and find_spec("triton")):
             return None
-        at_once = config.split_batch and config.random_paths == NETWORKS
-        if not (isinstance(supernet, FBNetSupernet) or at_once):
+        if isinstance(supernet, FBNetSupernet):
+            fits = not config.split_batch  # every batch has the captured size
+        else:
+            fits = config.split_batch and config.random_paths == NETWORKS
+        if not fits:
             return None
         from nasc_evo.supernet.graphs import BlockGraphs, captured_turn
 
@@ -592,13 +600,10 @@ class Trainer:
             "recipe": asdict(self.config) | {"processor": "", "threads": 0},
         }
 
-    def _identity(self) -> str:
-        return json.dumps(self.identity(), sort_keys=True)
-
     def save(self) -> None:
         """Write the checkpoint; a crash while writing leaves the earlier one."""
         state = {
-            "identity": self._identity(),
+            "identity": json.dumps(self.identity(), sort_keys=True),
             "step": self.step,
             "seconds": self.seconds,
             "model": self.supernet.state_dict(),
@@ -614,7 +619,10 @@ class Trainer:
         try:
             check_uncompressed(self.checkpoint)
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            if state["identity"] == self._identity():
+            written = json.loads(state["identity"])
+            defaults = {f.name: f.default for f in fields(TrainingConfig)}
+            written["recipe"] = defaults | written["recipe"]  # an older one lacks newer options
+            if written == self.identity():
                 if type(state["step"]) is not int or not 0 <= state["step"] <= self.steps:
                     raise ValueError(f"step {state['step']!r} of {self.steps}")
                 if [v.shape for v in state["averaged"]] != [v.shape for v in self.averaged]:
@@ -622,6 +630,8 @@ class Trainer:
                 self.supernet.load_state_dict(state["model"])
                 self.averaged = [value.to(self.device) for value in state["averaged"]]
                 self.optimizer.load_state_dict(state["optimizer"])
+                for group in self.optimizer.param_groups:
+                    group["fused"] = self.device.type == "cuda"
                 self.step, self.best = state["step"], state["best"]
                 self.seconds = float(state["seconds"])
                 return

@@ -1,4 +1,5 @@
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +118,16 @@ def test_who_teaches_whom(tmp_path, monkeypatch):
     torch.testing.assert_close(mixed[0], 0.5 * smooth + 0.5 * targets[0])
 
 
+def test_a_checkpoint_that_lacks_newer_options_goes_on(tmp_path):
+    first = trainer(tmp_path)
+    first.run(max_seconds=0)
+    state = torch.load(first.checkpoint, weights_only=True)
+    identity = json.loads(state["identity"])
+    del identity["recipe"]["split_batch"]
+    torch.save({**state, "identity": json.dumps(identity)}, first.checkpoint)
+    assert trainer(tmp_path).step == first.step > 0
+
+
 def test_networks_that_split_the_batch_train_on_their_own_images(tmp_path, monkeypatch):
     config = replace(CONFIG, random_paths=2, split_batch=True, largest_every=0, distillation=0.0)
     made = trainer(tmp_path, config)
@@ -141,6 +152,7 @@ def test_networks_that_split_the_batch_train_on_their_own_images(tmp_path, monke
         ({"split_batch": True, "random_paths": 3}, "must be a multiple"),
         ({"largest_every": 0, "random_paths": 0}, "are both 0"),
         ({"largest_every": -1}, "must not be negative"),
+        ({"largest_every": 0, "distillation": 0.5}, "which training.largest_every=0 never trains"),
     ],
 )
 def test_recipes_that_train_nothing_are_refused(options, message):
