@@ -162,13 +162,12 @@ def test_a_batch_is_what_choosing_one_after_another_gives():
     cost = one.cut_costs(batch)[0][:, 0] / point[1]
     front = one.objective_values(non_dominated(one, scored)) / point
     front, plain = front[(front < 1).all(axis=1)], []
+    mean, deviation = mean / point[0], algorithm.exploration * deviation / point[0]
     for _ in range(12):
-        gain = rounded(
-            expected_hypervolume_gain(mean / point[0], 0.5 * deviation / point[0], cost, front)
-        )
+        gain = rounded(expected_hypervolume_gain(mean, deviation, cost, front))
         gain[plain] = -1
         plain.append(int(np.argmax(gain)))
-        front = np.vstack([front, [mean[plain[-1]] / point[0], cost[plain[-1]]]])
+        front = np.vstack([front, [mean[plain[-1]], cost[plain[-1]]]])
         front = front[moocore.is_nondominated(front, keep_weakly=False)]
     assert algorithm._choose(X, scored, 12) == plain
 

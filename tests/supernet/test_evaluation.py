@@ -108,7 +108,7 @@ def test_shipped_weights_recognise_images(evaluator):
 
 def test_fewer_bits_and_channels_lose_accuracy_but_not_all(evaluator):
     order = [design(OPS, 10), design(OPS, 10, "10000000", 4)]
-    scores = dict(evaluator.evaluate(order, images=256))
+    scores = dict(evaluator.evaluate(order, images=512))
     assert scores[0].error < scores[1].error < 0.6
 
 
