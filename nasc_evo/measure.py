@@ -50,18 +50,19 @@ def run_evaluator(config: Any) -> int:
     from nasc_evo.assembly import build_architecture, build_dataset
     from nasc_evo.measurement.evaluator import (
         TILES_KB,
-        check_counts,
         fastest,
         thread_counts,
         time_numerics,
     )
     from nasc_evo.measurement.machine import machine
     from nasc_evo.report.display import ProgressDisplay, create_console
+    from nasc_evo.search.loop import check_whole
     from nasc_evo.search.operators import random_genomes
     from nasc_evo.space import SplitSpace
     from nasc_evo.supernet.evaluation import SupernetEvaluator, has_native_bfloat16
 
-    check_counts(designs=config.designs, rounds=config.rounds)
+    check_whole("designs", config.designs, 1)
+    check_whole("rounds", config.rounds, 1)
     options: Any = OmegaConf.to_container(config.evaluator, resolve=True)
     if options.pop("name") != "supernet":
         raise UserError("Only evaluator=supernet has numerics to choose.")

@@ -283,8 +283,8 @@ def test_the_fastest_numerics_of_the_evaluator_are_proposed(cli_here):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["rounds=0"], "rounds must be a whole number above 0, got 0"),
-        (["designs=-1"], "designs must be a whole number above 0, got -1"),
+        (["rounds=0"], "rounds must be a whole number of at least 1, got 0"),
+        (["designs=-1"], "designs must be a whole number of at least 1, got -1"),
         (["evaluator=tabular"], "Only evaluator=supernet has numerics to choose"),
         (["evaluator.images=0"], "evaluator.images must be a positive whole number"),
     ],

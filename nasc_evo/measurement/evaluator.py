@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nasc_evo.errors import UserError
 from nasc_evo.space import Design
 
 TILES_KB = {"cpu": (768, 1536, 3072, 6144, 12288), "cuda": (2**16, 2**18, 2**20)}
@@ -84,10 +83,3 @@ def thread_counts(cores: int) -> list[int]:
         counts.add(count)
         count *= 2
     return sorted(counts)
-
-
-def check_counts(**counts: Any) -> None:
-    """Raise a UserError unless every value is a whole number above 0."""
-    for name, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise UserError(f"{name} must be a whole number above 0, got {value!r}.")
