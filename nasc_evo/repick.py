@@ -149,9 +149,13 @@ def changed_config(
         given = values.get(group)
         if isinstance(given, dict) and given.get("name") in group_options(group):
             values[group] = {**load_group_option(group, given["name"]), **given}
-    chain: Any = values.get("chain")
-    if not isinstance(chain, dict):
-        raise UserError(f"The configuration of the run has no chain, but {chain!r}.")
+    for field, kind in (("chain", dict), ("limits", dict), ("objectives", list)):
+        if not isinstance(values.get(field), kind):
+            got = "nothing" if field not in values else repr(values[field])[:200]
+            raise UserError(
+                f"{field} in the configuration of the run must be a {kind.__name__}, got {got}."
+            )
+    chain: Any = values["chain"]
     name = chain.get("name")
     if name in group_options("chain"):
         interpolated = load_group_option("chain", name)

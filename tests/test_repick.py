@@ -320,6 +320,14 @@ def test_a_chain_that_was_given_as_a_whole_is_changed_as_a_whole(tmp_path):
     assert picked.problem.chain.nodes[0].name == "pixel3"
 
 
+@pytest.mark.parametrize("field", ["chain", "limits", "objectives"])
+@pytest.mark.parametrize(("value", "got"), [(None, "None"), (3, "3")])
+def test_a_configuration_without_its_parts_is_one_sentence(field, value, got):
+    config = {"chain": {}, "limits": {}, "objectives": [], field: value}
+    with pytest.raises(UserError, match=f"{field} in the configuration of the run .*, got {got}"):
+        command.changed_config(config, {"limits.latency_ms": 9})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -210,7 +210,7 @@ def first_difference(content: Any, path: Path) -> str | None:
     for machine, space, column, figures in _fbnet_columns(content, path):
         ours = getattr(CostTable.shipped(machine, space), column)
         for at, (key, got) in figures.items():
-            if not isinstance(got, int | float) or got != ours[at]:
+            if not isinstance(got, int | float) or got != float(ours[at]):  # an int of any size
                 return (
                     f"{column} of {machine} for {key} is {brief(got)} in {path} and {ours[at]} in "
                     "the table."

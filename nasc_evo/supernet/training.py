@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -41,7 +41,7 @@ from nasc_evo.supernet.model import (
     run_blocks,
 )
 from nasc_evo.supernet.progress import TrainingProgress
-from nasc_evo.supernet.weights import find_weights, load_supernet, save_supernet
+from nasc_evo.supernet.weights import find_weights, load_supernet, read_manifest, save_supernet
 
 MASK_GROUPS = 8
 KEPT_GROUPS = (1, 2, 3, 4, 6, 8)
@@ -167,6 +167,16 @@ class TrainingConfig:
             )
 
 
+STAGE = ("sha256", "recipe", "steps", "seconds", "validation", "machine", "commit")
+
+
+def _stages(manifest: Mapping[str, Any]) -> list[Any]:
+    """Return how stored weights were trained: the stages before their last one, and that one."""
+    last = {key: manifest[key] for key in STAGE if key in manifest}
+    earlier = manifest.get("earlier_stages")
+    return [*(earlier if isinstance(earlier, list) else []), last]
+
+
 class Trainer:
     """Trains the supernet of a space on a data set.
 
@@ -213,11 +223,13 @@ class Trainer:
         self.train_sha256 = dataset.digest(train)
         self.x = to_uint8(train.x, self.device)
         self.y = torch.from_numpy(train.y).to(self.device)
+        self.earlier_stages: list[Any] = []
         if config.init is None:
             self.supernet = build_supernet(space, torch.Generator().manual_seed(config.seed))
         else:
             path = find_weights(space, dataset, config.init)
             self.supernet = load_supernet(space, dataset, path).train().requires_grad_(True)
+            self.earlier_stages = _stages(read_manifest(path, space, dataset))
         self.supernet.to(self.device)
         self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
         self.optimizer = self._optimizer()
@@ -579,6 +591,7 @@ class Trainer:
             "recipe": asdict(self.config),
             "steps": self.step,
             "seconds": round(self.seconds, 1),
+            "earlier_stages": self.earlier_stages,
             "train_sha256": self.train_sha256,
             "validation": {
                 "split": "search",

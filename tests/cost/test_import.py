@@ -282,6 +282,10 @@ def test_lookup_keys_are_those_of_the_official_file():
             lambda c: c["fbnet"]["raspi4_latency"].update(FC_Cin1504_Cout100=1.0),
             "latency_ms of raspi4 for FC_Cin1504_Cout100 is 1.0 in f and",
         ),
+        (
+            lambda c: c["fbnet"]["raspi4_latency"].update(FC_Cin1504_Cout100=10**400),
+            "latency_ms of raspi4 for FC_Cin1504_Cout100 is 1000",
+        ),
         (lambda c: c["fbnet"].update(pixel3_latency=[1.0]), "latency_ms of pixel3 for ConvNorm"),
     ],
 )

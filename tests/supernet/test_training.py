@@ -57,6 +57,10 @@ def test_training_runs_to_weights_that_load(tmp_path):
     manifest = read_manifest(path, SPACE, Blobs())
     assert manifest["recipe"]["epochs"] == 2
     assert manifest["n_classes"] == 2
+    assert manifest["earlier_stages"] == []
+    further = trainer(tmp_path / "further", replace(CONFIG, init=str(path)))
+    assert [stage["sha256"] for stage in further.earlier_stages] == [manifest["sha256"]]
+    assert further.earlier_stages[0]["recipe"] == manifest["recipe"]
     load_supernet(SPACE, Blobs(), path)
     assert sorted(load_importance(path)) == list(range(1, 24))
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
