@@ -284,7 +284,7 @@ def test_lookup_keys_are_those_of_the_official_file():
         ),
         (
             lambda c: c["fbnet"]["raspi4_latency"].update(FC_Cin1504_Cout100=10**400),
-            "latency_ms of raspi4 for FC_Cin1504_Cout100 is 1000",
+            "latency_ms of raspi4 for FC_Cin1504_Cout100 is ",
         ),
         (lambda c: c["fbnet"].update(pixel3_latency=[1.0]), "latency_ms of pixel3 for ConvNorm"),
     ],
