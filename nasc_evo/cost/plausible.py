@@ -8,15 +8,19 @@ from numpy.typing import NDArray
 from nasc_evo.cost.table import TABLES, CostTable
 from nasc_evo.space.architecture import ArchitectureSpace
 
-UNIT_FACTOR = 30.0
-"""How far beyond the shipped tables a figure counts as one in a unit 1000 times larger or smaller:
-about the square root of 1000."""
+FAR = 3.0
+"""How far beyond the shipped tables a figure counts as one in another unit, if in a unit 1000 times
+larger or smaller it is within them."""
 OTHER_UNITS = {
     "latency_ms": ("ms", "seconds", "microseconds"),
     "energy_mj": ("mJ", "joules", "microjoules"),
 }
 MAX_MAPE_PERCENT = 5.0
 MIN_TAU = 0.9
+SMALL_MAPE_PERCENT = 2.0
+"""So well predicted, networks may be in another order: their latencies differ by little more."""
+SCATTER = 0.05
+"""Share by which measured figures that should be equal may differ."""
 SKIPS = ("skip", "skip_connect")
 NOTHING = "none"
 """The operation that may be faster than a skip."""
@@ -60,7 +64,7 @@ def _bad_prediction(table: CostTable) -> Iterator[str]:
     if table.prediction_error is None:
         return
     mape, tau = table.prediction_error
-    if mape > MAX_MAPE_PERCENT or tau < MIN_TAU:
+    if mape > MAX_MAPE_PERCENT or (tau < MIN_TAU and mape > SMALL_MAPE_PERCENT):
         yield (
             f"measured whole networks are predicted with an error of {mape:g} % and Kendall's tau "
             f"{tau:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet machine: delete "
@@ -77,9 +81,9 @@ def _other_unit(
     average = average_network(figures)
     unit, larger, smaller = OTHER_UNITS[column]
     low, high = known
-    if average < low / UNIT_FACTOR:
+    if average < low / FAR and low <= 1000 * average <= high:
         looks_like, factor = larger, "multiply by 1000"
-    elif average > high * UNIT_FACTOR:
+    elif average > high * FAR and low <= average / 1000 <= high:
         looks_like, factor = smaller, "divide by 1000"
     else:
         return
@@ -101,7 +105,7 @@ def _faster_than_skip(
             for skip in set(position.ops) & set(SKIPS):
                 least = figures[i, position.ops.index(skip)]
                 for op, figure in zip(position.ops, figures[i], strict=False):
-                    if op != NOTHING and figure < least:
+                    if op != NOTHING and figure < (1 - SCATTER) * least:
                         found[f"{position.name} {op}"] = f"{figure:g} against {least:g}"
     if found:
         first = next(iter(found))

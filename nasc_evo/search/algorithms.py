@@ -148,7 +148,7 @@ def algorithm_options(
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise a UserError unless an algorithm has these options; None stands for a default."""
-    if name not in OPTIONS:
+    if not isinstance(name, str) or name not in OPTIONS:
         raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'.")
     unknown = sorted(set(options) - set(OPTIONS[name]))
     if unknown:

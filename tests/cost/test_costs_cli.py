@@ -111,7 +111,7 @@ def test_list_has_every_table_that_ships(capsys):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].split() == ["machine", "space", "geometry", "latency", "energy", "description"]
-    assert "edgegpu         fbnet" in out
+    assert "edgegpu              fbnet" in out
     row = next(line for line in lines if line.startswith("edgegpu ") and "fbnet" in line)
     assert "32, 224   ms       mJ      NVIDIA Jetson TX2" in row
     row = next(line for line in lines if line.startswith("raspi4 ") and "fbnet" in line)

@@ -31,6 +31,20 @@ OFFICIAL = [(geometry, device) for geometry in (32, 224) for device in DEVICES]
 SERVERS = {"titan_rtx": "titan_rtx_1", "xeon_gold_6226": "gold_6226"}
 NAMES = [f"fbnet_{g}_{d}" for g, d in OFFICIAL] + [f"fbnet_32_{s}" for s in SERVERS]
 
+MEASURED = {
+    "fbnet_32_h200": (0.7, 0.95),
+    "fbnet_224_h200": (1.1, 0.87),
+    "nasbench201_32_h200": (1.6, 0.97),
+    "fbnet_32_xeon_onnxruntime_t1": (2.1, 0.90),
+    "fbnet_224_xeon_onnxruntime_t1": (2.3, 0.91),
+    "nasbench201_32_xeon_onnxruntime_t1": (3.9, 0.98),
+    "fbnet_32_xeon_torch_t1": (1.7, 0.82),
+    "nasbench201_32_xeon_torch_t1": (3.0, 0.97),
+    "fbnet_32_xeon_torch_t2": (1.7, 0.80),
+    "nasbench201_32_xeon_torch_t2": (3.2, 0.95),
+}
+"""Mean error in percent and Kendall's tau of whole networks, as docs/measure.md has them."""
+
 # Totals of two architectures, computed from the HW-NAS-Bench look-up table with math.fsum.
 ARCHS = [[i % 9 for i in range(22)], [(4 * i + 3) % 9 for i in range(22)]]
 LATENCY_MS = {
@@ -127,8 +141,24 @@ def test_rows_are_complete_and_in_order(name: str) -> None:
         assert row["latency_ms"]
 
 
-def test_there_are_no_other_fbnet_tables() -> None:
-    assert sorted(path.stem for path in TABLES.glob("fbnet_*.csv")) == sorted(NAMES)
+def test_every_fbnet_table_is_checked() -> None:
+    measured = [name for name in MEASURED if name.startswith("fbnet")]
+    assert sorted(p.stem for p in TABLES.glob("fbnet_*.csv")) == sorted([*NAMES, *measured])
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_measured_tables_hold_their_error(name: str) -> None:
+    """Of the networks that each was checked on, none served to correct it."""
+    lines = (TABLES / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+    header = yaml.safe_load("\n".join(line[2:] for line in lines if line.startswith("# ")))
+    space, geometry, machine = name.split("_", 2)
+    assert (header["name"], header["space"], header["geometry"]) == (machine, space, int(geometry))
+    assert header["licence"].startswith("MIT")
+    assert header["source"].startswith("python -m nasc_evo.measure")
+    whole = header["agreement"]["whole"]["as_corrected"]
+    assert header["agreement"]["networks"] >= 50
+    mape, tau = MEASURED[name]
+    assert (round(whole["mape_percent"], 1), round(whole["kendall_tau"], 2)) == (mape, tau)
 
 
 @pytest.mark.parametrize("name", LATENCY_MS)
