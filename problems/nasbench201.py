@@ -23,9 +23,8 @@ class NASBench201Split(SplitProblem):
         device: A machine whose table ships (`edgegpu`, `raspi4`, `edgetpu`, `pixel3`, `eyeriss`,
             `fpga`), the path of a table file, a :class:`CostTable`, or a mapping
             `{name, path, idle_mw}`.
-        server: Likewise, a measured `h200` by default (`python -m nasc_evo.costs list`); as a
-            mapping it may have `arrival_per_s` and `service_ms`, see
-            :class:`nasc_evo.cost.Queue`.
+        server: Likewise; also `h200` and others (`python -m nasc_evo.costs list`); as a mapping it
+            may have `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.
         dataset: `fashion_mnist`, `cifar100`, the path of a folder of images, an
@@ -54,7 +53,7 @@ class NASBench201Split(SplitProblem):
     def __init__(
         self,
         device: NodeLike = "edgegpu",
-        server: NodeLike = "h200",
+        server: NodeLike = "titan_rtx",
         link: str | Mapping[str, Any] | Link = "wifi",
         dataset: str | Mapping[str, Any] | ImageDataset = "fashion_mnist",
         evaluator: str | Mapping[str, Any] | Evaluator | None = None,
