@@ -187,6 +187,18 @@ class MeasureEvaluatorConfig:
 
 
 @dataclass
+class CalibrateConfig:
+    """The frame of `configs/calibrate.yaml`."""
+
+    problem: Any = MISSING
+    dataset: Any = MISSING
+    evaluator: Any = MISSING
+    trained: str | None = None
+    networks: int | None = None
+    seed: int | None = None
+
+
+@dataclass
 class CompareConfig:
     """The frame of `configs/compare.yaml`; what an experiment holds is checked by itself."""
 
@@ -208,6 +220,7 @@ def register() -> None:
     store.store(name="finetune_schema", node=FinetuneConfig)
     store.store(name="truth_schema", node=TruthConfig)
     store.store(name="compare_schema", node=CompareConfig)
+    store.store(name="calibrate_schema", node=CalibrateConfig)
     for group, source in ALIASES.items():
         for option in group_options(group):
             store.store(

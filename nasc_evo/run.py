@@ -54,7 +54,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    resolved, problem, algorithm, budget, truth, warm = composed
+    resolved, problem, algorithm, budget, truth, warm, calibration = composed
     identity = {
         "problem": problem.describe(),
         "algorithm": resolved["algorithm"],
@@ -110,6 +110,7 @@ def search_and_report(config: Any, composed: "Composed") -> int:
                 search.evaluations,
                 rescore=resolved["rescore"],
                 interrupted=search.interrupted,
+                calibration=calibration,
                 on_phase=lambda text: say(text + " ..."),
             )
         except KeyboardInterrupt as error:
@@ -117,7 +118,10 @@ def search_and_report(config: Any, composed: "Composed") -> int:
                 search, interrupted=True, stop_reason=str(error) or "interrupted by the user"
             )
             result = final_result(problem, search.evaluations, interrupted=True)
-        _write(console, path, problem, search, result, truth)
+        further = {}
+        if calibration is not None and any(design.calibrated for design in result.front):
+            further["calibration"] = calibration.describe()
+        _write(console, path, problem, search, result, truth, further)
         folder.finish(
             {
                 "stop_reason": search.stop_reason,
@@ -159,6 +163,7 @@ class Composed(NamedTuple):
         budget: The :class:`nasc_evo.search.loop.Budget`.
         truth: Hypervolume of the exact front, if one is given.
         warm: Identity of what a warm start has given to the problem, None without one.
+        calibration: The :class:`nasc_evo.search.calibration.Calibration` of the weights, if any.
     """
 
     resolved: Any
@@ -167,6 +172,7 @@ class Composed(NamedTuple):
     budget: Any
     truth: float | None
     warm: str | None
+    calibration: Any
 
 
 def build(config: Any) -> Composed:
@@ -179,6 +185,7 @@ def build(config: Any) -> Composed:
 
     from nasc_evo.report.files import read_truth
     from nasc_evo.search.algorithms import algorithm_options, create_algorithm
+    from nasc_evo.search.calibration import find_calibration
     from nasc_evo.search.final import check_rescore
     from nasc_evo.search.loop import Budget, check_whole, parse_time
     from nasc_evo.search.warm_start import read_warm_start
@@ -204,11 +211,18 @@ def build(config: Any) -> Composed:
             name, problem, options, seed=config.seed, n_eval=config.n_eval, first=first
         )
         truth = None if config.truth is None else read_truth(config.truth, problem)
+        calibration = None
+        evaluator = getattr(
+            problem.evaluator, "local", problem.evaluator
+        )  # one with workers has it
+        weights = getattr(evaluator, "weights", None)
+        if weights is not None:
+            calibration = find_calibration(problem.space.architecture, Path(weights))
     except BaseException:
         problem.close()
         raise
     resolved["algorithm"] = {"name": name, **options}
-    return Composed(resolved, problem, algorithm, budget, truth, warm)
+    return Composed(resolved, problem, algorithm, budget, truth, warm, calibration)
 
 
 def check_problems_package() -> None:
@@ -223,13 +237,19 @@ def check_problems_package() -> None:
 
 
 def _write(
-    console: Any, path: Path, problem: Any, search: Any, result: Any, truth: float | None
+    console: Any,
+    path: Path,
+    problem: Any,
+    search: Any,
+    result: Any,
+    truth: float | None,
+    further: dict[str, Any],
 ) -> None:
     from nasc_evo.report.files import write_front
     from nasc_evo.report.pictures import draw_front
     from nasc_evo.report.table import print_infeasible, print_result
 
-    write_front(path, problem, search, result, truth_hypervolume=truth)
+    write_front(path, problem, search, result, truth_hypervolume=truth, further=further)
     if result.front:
         draw_front(path, problem, search, result)
         print_result(console, problem, result)

@@ -11,6 +11,8 @@ from nasc_evo.space.architecture import ArchitectureSpace
 FAR = 3.0
 """How far beyond the shipped tables a figure counts as one in another unit, if in a unit 1000 times
 larger or smaller it is within them."""
+VERY_FAR = 30.0
+"""How far beyond them it does in any case: about the square root of 1000."""
 OTHER_UNITS = {
     "latency_ms": ("ms", "seconds", "microseconds"),
     "energy_mj": ("mJ", "joules", "microjoules"),
@@ -81,9 +83,9 @@ def _other_unit(
     average = average_network(figures)
     unit, larger, smaller = OTHER_UNITS[column]
     low, high = known
-    if average < low / FAR and low <= 1000 * average <= high:
+    if average < low / VERY_FAR or (average < low / FAR and low <= 1000 * average <= high):
         looks_like, factor = larger, "multiply by 1000"
-    elif average > high * FAR and low <= average / 1000 <= high:
+    elif average > high * VERY_FAR or (average > high * FAR and low <= average / 1000 <= high):
         looks_like, factor = smaller, "divide by 1000"
     else:
         return

@@ -22,7 +22,7 @@ from nasc_evo.errors import UserError, one_line
 from nasc_evo.problem import METRICS, VARYING
 from nasc_evo.report.display import short_path
 from nasc_evo.report.files import CHAIN_PARTS, FRONT_FORMAT, objectives_of, read_front, write_rows
-from nasc_evo.search.final import COLUMNS
+from nasc_evo.search.final import CALIBRATED, COLUMNS
 from nasc_evo.search.folder import (
     FORMAT,
     JOURNAL,
@@ -310,7 +310,7 @@ def write_collection(folder: Path, groups: Sequence[Group]) -> None:
     """
     runs = [run for group in groups for run in group.runs]
     present = {name for run in runs for row in run.rows for name in row}
-    parts = tuple(name for name in (*VARYING, *CHAIN_PARTS) if name in present)
+    parts = tuple(name for name in (*VARYING, *CHAIN_PARTS, *CALIBRATED) if name in present)
     collected = [{**run.setting, **row} for run in runs for row in run.rows]
     union = [
         {"group": group.number, **run.setting, **row}

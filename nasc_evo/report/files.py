@@ -5,6 +5,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import read_bytes, read_json
 from nasc_evo.problem import METRICS, VARYING, SplitProblem, describe_evaluation
-from nasc_evo.search.final import COLUMNS, FinalResult, front_rows
+from nasc_evo.search.final import CALIBRATED, COLUMNS, FinalResult, front_rows
 from nasc_evo.search.folder import first_difference, write_json
 from nasc_evo.search.indicators import hypervolume
 from nasc_evo.search.loop import SearchResult
@@ -22,9 +23,12 @@ from nasc_evo.search.loop import SearchResult
 FRONT_FORMAT = "nasc_evo front 1"
 CHAIN_PARTS = ("node_ms", "links_ms")
 """Further columns of `pareto.csv` where a chain has more than two nodes."""
-HEADERS = tuple((*COLUMNS, *a, *b) for a in ((), VARYING) for b in ((), CHAIN_PARTS))
+FURTHER = (VARYING, CHAIN_PARTS, CALIBRATED)
+HEADERS = tuple(
+    (*COLUMNS, *chain.from_iterable(parts)) for parts in product(*(((), part) for part in FURTHER))
+)
 """The columns that a `pareto.csv` may have."""
-OPTIONAL = ("error_test", "energy_mj")
+OPTIONAL = ("error_test", "energy_mj", *CALIBRATED)
 """Columns of `pareto.csv` that are empty where the figure is not known."""
 MAX_FRONT_BYTES = 16 * 2**20
 
@@ -51,13 +55,13 @@ def write_front(
         further: Further parts of the .json file.
     """
     rows = front_rows(result)
-    chain = len(problem.chain.links) > 1
-    parts = CHAIN_PARTS if chain else ()
+    parts = CHAIN_PARTS if len(problem.chain.links) > 1 else ()
     varying = VARYING if problem.chain.varies else ()
     for row, design in zip(rows, result.front, strict=True):
         for part in parts:
             row[part] = "/".join(map(repr, design.evaluation.costs[part]))
-    write_rows(folder / f"{name}.csv", (*COLUMNS, *varying, *parts), rows)
+    calibrated = CALIBRATED if any(name in row for row in rows for name in CALIBRATED) else ()
+    write_rows(folder / f"{name}.csv", (*COLUMNS, *varying, *parts, *calibrated), rows)
     document = front_document(problem, search, result)
     if truth_hypervolume is not None:
         document["hypervolume"]["relative_to_truth"] = result.hypervolume / truth_hypervolume
@@ -95,7 +99,7 @@ def read_front(
         if len(line) != len(header):
             raise ValueError(f"line {number} has {len(line)} fields instead of {len(header)}")
         row = dict(zip(header, line, strict=True))
-        for name in ("error", "error_se", "error_test", *METRICS[1:]):
+        for name in ("error", "error_se", "error_test", *METRICS[1:], *CALIBRATED):
             if name not in row:
                 continue
             if row[name] == "" and name in OPTIONAL and name not in objectives:
@@ -164,6 +168,7 @@ def front_document(
                 **describe_evaluation(design.evaluation),
                 "error_test": None if test is None else test.score.error,
                 "error_test_se": None if test is None else test.score.standard_error,
+                **dict(zip(CALIBRATED, design.calibrated or (), strict=False)),
                 "test_images": None if test is None else test.score.images,
                 "ops": [
                     choices[op]

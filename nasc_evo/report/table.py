@@ -8,6 +8,7 @@ from rich.table import Table
 
 from nasc_evo.problem import VARYING, Evaluation, SplitProblem
 from nasc_evo.report.collection import Group, summary_rows
+from nasc_evo.search.calibration import INTERVAL
 from nasc_evo.search.final import FinalResult, front_rows
 
 
@@ -42,6 +43,8 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
             "-" if test is None else f"{100 * test:.2f}",
         )
     console.print(table)
+    if any(design.calibrated for design in result.front):
+        _print_calibrated(console, result)
     if result.references:
         _print_references(console, problem, result)
     if result.recommended is not None:
@@ -49,6 +52,22 @@ def print_result(console: Console, problem: SplitProblem, result: FinalResult) -
         console.print(f"Recommended: design {design_id} (*), {result.reason}.", highlight=False)
     for note in problem.notes():
         console.print(f"Note: {note}", highlight=False)
+
+
+def _print_calibrated(console: Console, result: FinalResult) -> None:
+    table = Table(title="What error training would leave, estimated")
+    for name in ("design", "inherited %", "after training %", f"{INTERVAL:.0%} interval"):
+        table.add_column(name, justify="right")
+    for design in result.front:
+        if design.calibrated is not None:
+            error, low, high = (100 * value for value in design.calibrated)
+            table.add_row(
+                str(design.design_id),
+                f"{100 * design.evaluation.score.error:.2f}",
+                f"{error:.1f}",
+                f"{low:.1f} to {high:.1f}",
+            )
+    console.print(table)
 
 
 def _milliseconds(value: float | Sequence[float]) -> str:

@@ -15,6 +15,7 @@ from nasc_evo.problem import (
     describe_evaluation,
     unmasked_batch,
 )
+from nasc_evo.search.calibration import Calibration
 from nasc_evo.search.indicators import (
     hypervolume,
     knee,
@@ -37,6 +38,8 @@ COLUMNS = (
     *(name for name in METRICS[1:] if name not in VARYING),
 )
 """Columns of `pareto.csv`."""
+CALIBRATED = ("error_calibrated", "error_calibrated_low", "error_calibrated_high")
+"""Further columns where there is a calibration."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,14 @@ class FrontDesign:
         design_id: Index of its evaluation in the journal.
         evaluation: Its score on the images of the final front.
         test: Its score on the test images, None where there is none.
+        calibrated: Estimate of its error after training, with the ends of an interval; None where
+            there is no calibration.
     """
 
     design_id: int
     evaluation: Evaluation
     test: Evaluation | None
+    calibrated: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ def final_result(
     *,
     rescore: int | str = RESCORED,
     interrupted: bool = False,
+    calibration: Calibration | None = None,
     on_phase: Callable[[str], None] = lambda text: None,
 ) -> FinalResult:
     """Re-score a front on the whole search split, filter it again, and add what is reported.
@@ -103,6 +110,7 @@ def final_result(
         rescore: Largest number of designs to re-score, spread over the front, or `"all"`. A
             search that used all images needs no re-scoring and keeps its whole front.
         interrupted: Report the front at the search's fidelity and compute nothing more.
+        calibration: What estimates the errors of trained networks.
         on_phase: Called with a line that says what is being done.
     """
     check_rescore(rescore)
@@ -112,6 +120,7 @@ def final_result(
         return FinalResult([], 0, [], 0.0, None, "no design meets the limits", nearest, False)
     ids = {e.design.key: e.index for e in front}
     tests: dict[str, Evaluation] = {}
+    calibrated: dict[str, tuple[float, float, float]] = {}
     references: list[dict[str, Any]] = []
     if not interrupted:
         size = problem.evaluator.split_size("search")
@@ -138,9 +147,12 @@ def final_result(
         genomes = np.array([e.genome for e in front])
         tested = [e for e in problem.assess(genomes, split="test") if e is not None]
         tests = {e.design.key: e for e in tested if not e.failed}
+        if calibration is not None:
+            on_phase("Estimating what errors training would leave")
+            calibrated = calibrated_errors(problem, front, calibration)
         on_phase("Scoring the most accurate and the fastest architecture without cut")
         references = reference_designs(problem, evaluations, front)
-    return result_of(problem, front, ids, tests, references, rescored=not interrupted)
+    return result_of(problem, front, ids, tests, references, calibrated, rescored=not interrupted)
 
 
 def result_of(
@@ -149,6 +161,7 @@ def result_of(
     ids: Mapping[str, int],
     tests: Mapping[str, Evaluation],
     references: list[dict[str, Any]],
+    calibrated: Mapping[str, tuple[float, float, float]] | None = None,
     *,
     rescored: bool,
 ) -> FinalResult:
@@ -160,6 +173,7 @@ def result_of(
         ids: What each is called, by the key of its phenotype.
         tests: Scores on the test images, likewise, as far as they are known.
         references: What it is to be compared with.
+        calibrated: Estimates of errors after training, by the key of the phenotype.
         rescored: Whether it was scored on the whole split.
     """
     F = problem.objective_values(front)
@@ -168,7 +182,15 @@ def result_of(
     useful = [i for i, e in enumerate(front) if e.score.error < guess] or range(len(front))
     best = int(useful[knee(F[list(useful)])])
     return FinalResult(
-        front=[FrontDesign(ids[e.design.key], e, tests.get(e.design.key)) for e in front],
+        front=[
+            FrontDesign(
+                ids[e.design.key],
+                e,
+                tests.get(e.design.key),
+                (calibrated or {}).get(e.design.key),
+            )
+            for e in front
+        ],
         images=front[0].score.images,
         references=references,
         hypervolume=hypervolume(F, reference),
@@ -200,6 +222,34 @@ def _reason(problem: SplitProblem, front: list[Evaluation], best: int) -> str:
             f"{design.metric(name):.4g} and {gains}"
         )
     return "; ".join(parts)
+
+
+def calibrated_errors(
+    problem: SplitProblem, front: Sequence[Evaluation], calibration: Calibration
+) -> dict[str, tuple[float, float, float]]:
+    """Return the estimated error after training of each design, and the ends of its interval.
+
+    That of its whole network, plus what sending through the cut costs by inherited weights. A
+    design whose whole network the first device cannot run has none.
+
+    Args:
+        problem: What the designs are of.
+        front: The designs, scored on as many images each.
+        calibration: What estimates the errors of whole networks.
+    """
+    space = problem.space
+    genomes = np.array([e.genome for e in front])
+    genomes[:, space.cut_genes] = np.searchsorted(space.cut_choices, space.architecture.n_blocks)
+    scored = problem.assess(genomes, images=front[0].score.images, halved=False)
+    pairs = [(e, w) for e, w in zip(front, scored, strict=True) if w is not None and not w.failed]
+    if not pairs:
+        return {}
+    whole = np.array([w.score.error for _, w in pairs])
+    estimates = calibration.estimate(np.array([e.design.ops for e, _ in pairs]), whole)
+    sending = np.array([e.score.error for e, _ in pairs]) - whole
+    values = np.clip(estimates + sending[:, None], 0, 1)
+    rows = zip(pairs, values.tolist(), strict=True)
+    return {e.design.key: (error, low, high) for (e, _), (error, low, high) in rows}
 
 
 def reference_designs(
@@ -284,11 +334,17 @@ def _front_beside(
 
 
 def front_rows(result: FinalResult) -> list[dict[str, Any]]:
-    """Return the rows of `pareto.csv`: :data:`COLUMNS`, and what there is where rates vary."""
+    """Return the rows of `pareto.csv`.
+
+    :data:`COLUMNS`, what there is where rates vary, and :data:`CALIBRATED` where errors are.
+    """
     rows = []
     for design in result.front:
         values = describe_evaluation(design.evaluation)
         values["design_id"] = design.design_id
         values["error_test"] = None if design.test is None else design.test.score.error
-        rows.append({name: values[name] for name in (*COLUMNS, *VARYING) if name in values})
+        if design.calibrated is not None:
+            values |= dict(zip(CALIBRATED, design.calibrated, strict=True))
+        names = (*COLUMNS, *VARYING, *CALIBRATED)
+        rows.append({name: values[name] for name in names if name in values})
     return rows

@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from nasc_evo.space import DesignBatch, SplitSpace
+from nasc_evo.space.architecture import ArchitectureSpace
 
 FloatArray = NDArray[np.float64]
 
@@ -50,6 +51,18 @@ class Features(NamedTuple):
         return Features(self.ops[rows], self.numbers[rows])
 
 
+def network_numbers(architecture: ArchitectureSpace, ops: NDArray[np.integer]) -> list[FloatArray]:
+    """Return numbers about 0..1 that say what networks `[P, genes]` are like, `[P]` each.
+
+    Arithmetic, parameters, how often each operation occurs, and the space's descriptors.
+    """
+    size = [np.log(architecture.macs(ops)), np.log(1.0 + architecture.params(ops))]
+    columns = [(values - 15) / 5 for values in size]
+    kinds = max(len(choices) for choices in architecture.gene_ops)
+    columns += [(ops == kind).mean(axis=1) for kind in range(kinds)]
+    return [*columns, *architecture.descriptors(ops).T]
+
+
 def features(space: SplitSpace, batch: DesignBatch) -> Features:
     """Return the features of a decoded population.
 
@@ -58,11 +71,7 @@ def features(space: SplitSpace, batch: DesignBatch) -> Features:
     """
     architecture = space.architecture
     ops = np.asarray(batch.ops, dtype=np.int64)
-    size = [np.log(architecture.macs(ops)), np.log(1.0 + architecture.params(ops))]
-    columns = [(values - 15) / 5 for values in size]
-    kinds = max(len(choices) for choices in architecture.gene_ops)
-    columns += [(ops == kind).mean(axis=1) for kind in range(kinds)]
-    columns += list(architecture.descriptors(ops).T)
+    columns = network_numbers(architecture, ops)
     if space.n_mask or len(space.bits_genes):
         n = architecture.n_blocks
         for link in range(space.n_links):
@@ -90,10 +99,12 @@ class ErrorPredictor:
 
     Args:
         fitted: Whether scales are fitted; else they stay those expected before anything is learnt.
+        searches: Whether small errors matter more than large ones: outliers are drawn in, and of
+            many designs only the best and newest ones are learnt from.
     """
 
-    def __init__(self, fitted: bool = True) -> None:
-        self.fitted = fitted
+    def __init__(self, fitted: bool = True, searches: bool = True) -> None:
+        self.fitted, self.searches = fitted, searches
         self._log_scales: FloatArray | None = None
         self._fitted_at = 0
 
@@ -104,14 +115,14 @@ class ErrorPredictor:
             known: Of at least two designs, oldest first.
             errors: Their errors, `[P]`.
         """
-        if len(errors) > MAX_REMEMBERED:
+        if self.searches and len(errors) > MAX_REMEMBERED:
             best = np.argsort(errors, kind="stable")[: MAX_REMEMBERED * 2 // 3]
             newest = np.arange(len(errors))[-(MAX_REMEMBERED - len(best)) :]
             rows = np.union1d(best, newest)
             known, errors = known.take(rows), errors[rows]
         low, middle = errors.min(), float(np.median(errors))
         highest = middle + OUTLIER_SPANS * max(middle - low, 1e-3)
-        clipped = np.minimum(errors, highest)
+        clipped = np.minimum(errors, highest) if self.searches else errors
         self._mean = float(clipped.mean())
         self._scale = float(clipped.std()) or 1.0
         y = (clipped - self._mean) / self._scale
@@ -124,7 +135,7 @@ class ErrorPredictor:
         active = np.concatenate([np.ones(known.ops.shape[1], bool), used, [True, True]])
         if self.fitted and len(y) >= REFIT_GROWTH * self._fitted_at:
             self._fitted_at = len(y)
-            best = np.argsort(y, kind="stable")[:MAX_FITTED]
+            best = np.argsort(y, kind="stable")[: MAX_FITTED if self.searches else None]
             self._log_scales[active] = _fit_scales(
                 known.take(best), y[best], self._log_scales[active]
             )

@@ -35,6 +35,12 @@ from nasc_evo.measurement import journal as measurement_journal
 from nasc_evo.report.collection import read_runs
 from nasc_evo.report.comparison import write_comparison
 from nasc_evo.report.files import read_truth
+from nasc_evo.search.calibration import (
+    MIN_NETWORKS,
+    Calibration,
+    read_calibration,
+    write_calibration,
+)
 from nasc_evo.search.final import COLUMNS
 from nasc_evo.search.folder import JOURNAL, MANIFEST, RunFolder
 from nasc_evo.search.indicators import hypervolume
@@ -567,6 +573,18 @@ def small_network() -> Any:
 
 
 @cache
+def calibration() -> Files:
+    rng = np.random.default_rng(0)
+    different = np.unique(NB201.index(NB201.canonical(NB201.architectures)))
+    ops = NB201.architectures[rng.choice(different, MIN_NETWORKS, replace=False)]
+    errors = rng.uniform(0.2, 0.6, (2, MIN_NETWORKS))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.calibration.json"
+        write_calibration(path, Calibration(NB201, ops, *errors), "abc", {})
+        return {path.name: path.read_bytes()}
+
+
+@cache
 def weight_files() -> Files:
     importance = {cut: np.arange(FBNET.cut_shapes[cut][0], 0, -1.0) for cut in (1, 5)}
     details = {"recipe": {"epochs": 60, "init": None}, "validation": {"largest": 0.93}}
@@ -747,6 +765,11 @@ READERS = {
     ),
     "network_part": Reader(
         network_files, read_network_part, ("head.safetensors",), step=NETWORK_STEP
+    ),
+    "calibration": Reader(
+        calibration,
+        lambda folder: read_calibration(folder / "w.calibration.json", NB201, "abc"),
+        document=JSON,
     ),
     "weight_manifest": Reader(weight_files, read_weight_manifest, ("weights.json",), document=JSON),
     "image_arrays": Reader(

@@ -8,6 +8,7 @@ import torch
 
 from nasc_evo.data import get_dataset
 from nasc_evo.errors import UserError
+from nasc_evo.search.calibration import find_calibration
 from nasc_evo.space import SPACES, Design, FBNetSpace, SplitSpace
 from nasc_evo.supernet.evaluation import SupernetEvaluator
 from nasc_evo.supernet.model import build_supernet
@@ -52,9 +53,22 @@ def test_shipped_weights_load_and_state_their_origin(space_name, dataset_name):
 
 
 def test_shipped_weights_are_small():
+    suffixes = [path.suffixes[-1] for path in PRETRAINED.iterdir() if len(path.suffixes) == 1]
+    assert sorted(suffixes) == [".json"] * len(SHIPPED) + [".safetensors"] * len(SHIPPED)
     sizes = [path.stat().st_size for path in PRETRAINED.iterdir()]
-    assert len(sizes) == 2 * len(SHIPPED)
     assert sum(sizes) <= 25 * 10**6
+
+
+def test_shipped_calibrations_are_of_the_shipped_weights_and_worth_it():
+    (path,) = PRETRAINED.glob("*.calibration.json")
+    assert path.name == "nasbench201_32_cifar100.calibration.json"
+    weights = path.with_name("nasbench201_32_cifar100.safetensors")
+    calibration = find_calibration(SPACES["nasbench201"](32, 100), weights)
+    figures = calibration.cross_validated
+    assert figures["kendall_tau"] > figures["kendall_tau_inherited"] + 0.1
+    document = json.loads(path.read_text())
+    assert document["cross_validated"] == pytest.approx(figures)
+    assert "MIT" in document["source"]
 
 
 @pytest.mark.parametrize("space_name", SPACES)
