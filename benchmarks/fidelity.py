@@ -115,9 +115,10 @@ def calibrated_accuracies(
     told = np.random.default_rng(draw).choice(different, CALIBRATED_ON, replace=False)
     calibration = Calibration(space, ops[told], 1 - inherited[told], 1 - truth[told])
     parts = np.array_split(np.arange(len(ops)), max(1, len(ops) // 2000))
-    return np.concatenate(
+    accuracies = np.concatenate(
         [1 - calibration.estimate(ops[part], 1 - inherited[part])[:, 0] for part in parts]
     )
+    return np.where(np.isfinite(accuracies), accuracies, inherited)
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ INTERVAL = 0.9
 MIN_NETWORKS = 20
 MAX_NETWORKS = 500
 FOLDS = 10
+NO_BETTER_THAN_GUESSING = 1.2
+"""Networks that inherit at most this many times the accuracy of a guess have no estimate."""
 
 
 class Calibration:
@@ -61,11 +63,15 @@ class Calibration:
     def estimate(self, ops: NDArray[np.integer], inherited: FloatArray) -> FloatArray:
         """Return the trained error of networks and the ends of its interval, `[P, 3]`.
 
+        NaN for those that inherit nothing: trained networks that do are too few to learn from.
+
         Args:
             ops: The networks, `[P, genes]`.
             inherited: Their errors by inherited weights, whole and undivided, `[P]`.
         """
-        return _estimates(self._model, self._features(ops, inherited))
+        estimates = _estimates(self._model, self._features(ops, inherited))
+        guessing = 1 - inherited <= NO_BETTER_THAN_GUESSING / self.architecture.n_classes
+        return np.where(guessing[:, None], np.nan, estimates)
 
     @cached_property
     def cross_validated(self) -> dict[str, Any]:

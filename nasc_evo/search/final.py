@@ -230,7 +230,7 @@ def calibrated_errors(
     """Return the estimated error after training of each design, and the ends of its interval.
 
     That of its whole network, plus what sending through the cut costs by inherited weights. A
-    design whose whole network the first device cannot run has none.
+    design whose whole network the first device cannot run, or inherits nothing, has none.
 
     Args:
         problem: What the designs are of.
@@ -249,7 +249,11 @@ def calibrated_errors(
     sending = np.array([e.score.error for e, _ in pairs]) - whole
     values = np.clip(estimates + sending[:, None], 0, 1)
     rows = zip(pairs, values.tolist(), strict=True)
-    return {e.design.key: (error, low, high) for (e, _), (error, low, high) in rows}
+    return {
+        e.design.key: (error, low, high)
+        for (e, _), (error, low, high) in rows
+        if np.isfinite(error)
+    }
 
 
 def reference_designs(

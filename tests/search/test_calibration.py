@@ -74,6 +74,13 @@ def test_outliers_are_learnt_like_all_others():
     assert np.abs(estimates[:, 0] - trained).max() < 0.1
 
 
+def test_networks_that_inherit_nothing_have_no_estimate():
+    ops, inherited, trained = networks(40)
+    calibration = Calibration(CELLS, ops, inherited, trained)
+    estimates = calibration.estimate(ops[:3], np.array([0.99, 0.5, 0.9885]))
+    assert np.isnan(estimates).all(axis=1).tolist() == [True, False, True]
+
+
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
     ops, inherited, trained = networks(30)
     calibration = Calibration(CELLS, ops, inherited, trained)
