@@ -8,7 +8,7 @@ with one fixed recipe. Start as many processes with `--part I/N` as fit a machin
 GPU; one that was stopped goes on from its checkpoint. Without --part what all have left in the
 folder is compared with the accuracies that the same networks inherit: Kendall's tau over all and
 the truly better half, beside that of multiply-accumulates, and the mean gap. A table with every
-network goes to the result file.
+network goes to the result file, and to trained.csv in the folder, for `nasc_evo.calibrate`.
 """
 
 import argparse
@@ -104,6 +104,10 @@ def compare(space: FBNetSpace, dataset: ImageDataset, args: argparse.Namespace) 
         )
     if len(rows) < 4:
         sys.exit(f"Only {len(rows)} trained networks in {args.folder}; train more with --part.")
+    with open(args.folder / "trained.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["arch", "error"])
+        table.writerows([row["arch"], 1 - row["trained"]] for row in rows)
     evaluator = SupernetEvaluator(
         space, dataset, weights=args.weights, processor=args.processor, calibration_images=512
     )
