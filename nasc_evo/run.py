@@ -212,12 +212,10 @@ def build(config: Any) -> Composed:
         )
         truth = None if config.truth is None else read_truth(config.truth, problem)
         calibration = None
-        evaluator = getattr(
-            problem.evaluator, "local", problem.evaluator
-        )  # one with workers has it
-        weights = getattr(evaluator, "weights", None)
-        if weights is not None:
-            calibration = find_calibration(problem.space.architecture, Path(weights))
+        here = getattr(problem.evaluator, "local", problem.evaluator)  # of one with workers
+        weights = getattr(here, "weights", None)
+        if isinstance(weights, Path):
+            calibration = find_calibration(problem.space.architecture, weights)
     except BaseException:
         problem.close()
         raise
