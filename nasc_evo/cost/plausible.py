@@ -19,10 +19,6 @@ OTHER_UNITS = {
 }
 MAX_MAPE_PERCENT = 5.0
 MIN_TAU = 0.9
-SMALL_MAPE_PERCENT = 2.0
-"""So well predicted, networks may be in another order: their latencies differ by little more."""
-SCATTER = 0.05
-"""Share by which measured figures that should be equal may differ."""
 SKIPS = ("skip", "skip_connect")
 NOTHING = "none"
 """The operation that may be faster than a skip."""
@@ -66,7 +62,7 @@ def _bad_prediction(table: CostTable) -> Iterator[str]:
     if table.prediction_error is None:
         return
     mape, tau = table.prediction_error
-    if mape > MAX_MAPE_PERCENT or (tau < MIN_TAU and mape > SMALL_MAPE_PERCENT):
+    if mape > MAX_MAPE_PERCENT or tau < MIN_TAU:
         yield (
             f"measured whole networks are predicted with an error of {mape:g} % and Kendall's tau "
             f"{tau:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet machine: delete "
@@ -107,7 +103,7 @@ def _faster_than_skip(
             for skip in set(position.ops) & set(SKIPS):
                 least = figures[i, position.ops.index(skip)]
                 for op, figure in zip(position.ops, figures[i], strict=False):
-                    if op != NOTHING and figure < (1 - SCATTER) * least:
+                    if op != NOTHING and figure < least:
                         found[f"{position.name} {op}"] = f"{figure:g} against {least:g}"
     if found:
         first = next(iter(found))

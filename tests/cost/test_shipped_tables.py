@@ -33,14 +33,11 @@ NAMES = [f"fbnet_{g}_{d}" for g, d in OFFICIAL] + [f"fbnet_32_{s}" for s in SERV
 
 MEASURED = {
     "fbnet_32_h200": (0.7, 0.95),
-    "fbnet_224_h200": (1.1, 0.87),
     "nasbench201_32_h200": (1.6, 0.97),
     "fbnet_32_xeon_onnxruntime_t1": (2.1, 0.90),
     "fbnet_224_xeon_onnxruntime_t1": (2.3, 0.91),
     "nasbench201_32_xeon_onnxruntime_t1": (3.9, 0.98),
-    "fbnet_32_xeon_torch_t1": (1.7, 0.82),
     "nasbench201_32_xeon_torch_t1": (3.0, 0.97),
-    "fbnet_32_xeon_torch_t2": (1.7, 0.80),
     "nasbench201_32_xeon_torch_t2": (3.2, 0.95),
 }
 """Mean error in percent and Kendall's tau of whole networks, as docs/measure.md has them."""
