@@ -39,10 +39,13 @@ def run(config: Any) -> int:
     if unknown:
         raise UserError(f"training has no option '{unknown[0]}'; see --help for those it has.")
     trainer = Trainer(space, dataset, TrainingConfig(**recipe), folder)
+    console.quiet = not trainer.processes.first
     shown = short_path(folder)
+    count, kind = trainer.processes.count, trainer.device.type
+    machines = kind if count == 1 else f"{count} x {kind}"
     console.print(
         f"Training {space.name} at {space.geometry}x{space.geometry} on {dataset.name} "
-        f"({len(trainer.y)} images) on {trainer.device.type}, step {trainer.step} of "
+        f"({len(trainer.y)} images) on {machines}, step {trainer.step} of "
         f"{trainer.steps}, in {shown}",
         highlight=False,
         soft_wrap=True,

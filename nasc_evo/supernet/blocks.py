@@ -12,6 +12,7 @@ calibration and evaluation, so that one description of a block serves all three:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
 import torch
@@ -98,6 +99,17 @@ def add(y: Tensor, plus: Tensor | None) -> Tensor:
     return y if plus is None else y + plus
 
 
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Return whether Triton is installed, as it is with torch's CUDA builds."""
+    return find_spec("triton") is not None
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x` `[N, C, H, W]` with its channels last in memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class FoldedConv(NamedTuple):
     """A convolution with its batch norm folded into weight and bias, and its activation."""
 
@@ -119,6 +131,11 @@ class FoldedConv(NamedTuple):
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
+        if x.is_cuda and has_triton():
+            from nasc_evo.supernet.epilogue import finish
+
+            y = F.conv2d(x, self.weight, None, stride, padding, dilation, self.groups)
+            return finish(y, self.bias, plus, self.relu)
         if not self.weight.is_mkldnn:
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
             return y.relu_() if self.relu else add(y, plus)

@@ -36,7 +36,7 @@ TILE_KB = {"cpu": 3072, "cuda": 2**20}
 """Size up to which the largest tensor within a block grows, by processor."""
 MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
-SLAB_IMAGES = {"cpu": 128, "cuda": 4096}
+SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
 

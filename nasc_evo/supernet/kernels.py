@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nasc_evo.space.nasbench201 import CONV_1X1, CONV_3X3, POOL, SKIP
-from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, add, convolve
+from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, add, channels_last, convolve
 from nasc_evo.supernet.fair_turn import NETWORKS, Branches, Turn
 
 PROGRAMS = 1056
@@ -42,17 +42,13 @@ def _channel_block(channels: int, largest: int) -> int:
     return block
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 class NormActivation(torch.autograd.Function):
     """Batch norm by the batch's own statistics and, where `relu`, a ReLU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
         """Return the normalised and activated `x` `[N, C, H, W]`."""
-        x = _channels_last(x)
+        x = channels_last(x)
         channels = x.shape[1]
         rows = x.numel() // channels
         partial = _reduce(_statistics_kernel, (x,), rows, channels)
@@ -68,7 +64,7 @@ class NormActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Return the gradients of `x`, `gamma` and `beta`."""
         x, affine = ctx.saved_tensors
-        grad = _channels_last(grad)
+        grad = channels_last(grad)
         channels = x.shape[1]
         rows = x.numel() // channels
         partial = _reduce(_backward_sums_kernel, (grad, x, affine), rows, channels, RELU=ctx.relu)

@@ -3,19 +3,18 @@
 Each step trains the largest network on the labels and random networks on its soft answers, the
 labels, or a mixture of both. Random networks are drawn *fairly* (every operation of a layer equally
 often) and some of them send their tensor through a random cut, mask and quantiser, so that what a
-search asks for is in distribution. Every random choice is a function of (seed, step), hence
-training resumed from a checkpoint goes on exactly as if it had never stopped.
+search asks for is in distribution. Every random choice is a function of the seed and the number of
+the batch, hence training resumed from a checkpoint goes on exactly as if it had never stopped, and
+several processes (:mod:`nasc_evo.supernet.processes`) know without a word what each has to do.
 """
 
 import csv
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import check_uncompressed
 from nasc_evo.space.architecture import ArchitectureSpace
-from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
+from nasc_evo.supernet.blocks import Calibration, batch_norm_unit, has_triton
 from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
 from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
 from nasc_evo.supernet.model import (
@@ -40,6 +39,7 @@ from nasc_evo.supernet.model import (
     build_supernet,
     run_blocks,
 )
+from nasc_evo.supernet.processes import join_processes
 from nasc_evo.supernet.progress import TrainingProgress
 from nasc_evo.supernet.weights import find_weights, load_supernet, read_manifest, save_supernet
 
@@ -56,7 +56,7 @@ class TrainingConfig:
         epochs: Passes over the training images.
         minutes: Train this long instead, where that ends before `epochs`: the learning rate then
             falls with the time spent. The first step, which compiles and captures, does not count.
-        batch_size: Images a step.
+        batch_size: Images a step, in each process where several train together.
         learning_rate: Peak of the schedule (linear warm-up, then cosine to 0).
         warmup: Fraction of the steps spent on warm-up.
         momentum: Nesterov momentum of SGD.
@@ -167,7 +167,7 @@ class TrainingConfig:
             )
 
 
-STAGE = ("sha256", "recipe", "steps", "seconds", "validation", "machine", "commit")
+STAGE = ("sha256", "recipe", "steps", "processes", "seconds", "validation", "machine", "commit")
 
 
 def _stages(manifest: Mapping[str, Any]) -> list[Any]:
@@ -208,7 +208,11 @@ class Trainer:
             processor = "cuda" if torch.cuda.is_available() else "cpu"
         if processor == "cuda" and not torch.cuda.is_available():
             raise UserError("training.processor=cuda needs a CUDA device and there is none.")
+        self.processes = join_processes()
         self.device = torch.device(processor)
+        if processor == "cuda":
+            self.device = torch.device(processor, self.processes.local)
+            torch.cuda.set_device(self.device)
         dtype = config.dtype
         if dtype == "auto":
             dtype = "bfloat16" if processor == "cuda" else "float32"
@@ -232,8 +236,10 @@ class Trainer:
             self.earlier_stages = _stages(read_manifest(path, space, dataset))
         self.supernet.to(self.device)
         self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
+        self.gradients = self.processes.gradients(self.supernet)
         self.optimizer = self._optimizer()
-        self.steps_per_epoch = len(train) // config.batch_size
+        self.batches_per_epoch = len(train) // config.batch_size
+        self.steps_per_epoch = max(1, self.batches_per_epoch // self.processes.count)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.seconds = 0.0
@@ -251,8 +257,9 @@ class Trainer:
             {"params": free, "weight_decay": 0.0},
         ]
         fused = self.device.type == "cuda"
+        momentum = self.config.momentum
         return torch.optim.SGD(
-            groups, lr=0.0, momentum=self.config.momentum, nesterov=True, fused=fused
+            groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused
         )
 
     def _rng(self, *stream: int) -> np.random.Generator:
@@ -292,13 +299,18 @@ class Trainer:
         tensor = torch.from_numpy(channels).to(self.device)
         return [(cut, tensor, int(rng.choice(TRANSMIT_BITS)))]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the augmented images and the labels of a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+    @property
+    def batch_number(self) -> int:
+        """Number of the batch that this process trains on next; no two have the same."""
+        return self.step * self.processes.count + self.processes.number
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the augmented images and the labels of a batch."""
+        epoch, place = divmod(number, self.batches_per_epoch)
         size = self.config.batch_size
         index = self._order(epoch)[place * size : (place + 1) * size]
         images = pad_and_resize(self.x[index], self.dataset)
-        images = self._augment(images, self._rng(3, step))
+        images = self._augment(images, self._rng(3, number))
         return normalize(images, self.dataset, self.dtype), self.y[index]
 
     @lru_cache(maxsize=1)  # noqa: B019
@@ -333,9 +345,9 @@ class Trainer:
         in_columns = (columns >= left[:, None]) & (columns < (left + side)[:, None])
         return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
 
-    def mix(self, x: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return images and label probabilities `[N, classes]` of a step, mixed in its share."""
-        rng = self._rng(7, step)
+    def mix(self, x: Tensor, target: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Return images and label probabilities `[N, classes]` of a batch, mixed in its share."""
+        rng = self._rng(7, number)
         if rng.random() >= self.config.cutmix:
             return x, target
         height, width = x.shape[2:]
@@ -362,7 +374,7 @@ class Trainer:
     def graphs(self) -> Any:
         """Captured blocks, None where blocks run one kernel after the other."""
         config, supernet = self.config, self.supernet
-        if not (config.cuda_graphs and self.device.type == "cuda" and find_spec("triton")):
+        if not (config.cuda_graphs and self.device.type == "cuda" and has_triton()):
             return None
         if isinstance(supernet, FBNetSupernet):
             fits = not config.split_batch  # every batch has the captured size
@@ -385,15 +397,18 @@ class Trainer:
 
     def train_step(self) -> Tensor:
         """Do one step; return its loss, see :meth:`add_gradients`."""
-        config, step = self.config, self.step
+        config, step, number = self.config, self.step, self.batch_number
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        x, y = self.batch(step)
-        self.optimizer.zero_grad(set_to_none=self.graphs is None)
+        x, y = self.batch(number)
+        kept = self.graphs is not None or self.gradients is not None
+        self.optimizer.zero_grad(set_to_none=not kept)
         smoothing = config.label_smoothing
         target = F.one_hot(y, self.space.n_classes) * (1 - smoothing)
-        x, target = self.mix(x, target + smoothing / self.space.n_classes, step)
+        x, target = self.mix(x, target + smoothing / self.space.n_classes, number)
         loss = self.add_gradients(x, target)
+        if self.gradients is not None:
+            self.processes.average(self.gradients)
         torch.nn.utils.clip_grad_norm_(self.supernet.parameters(), config.gradient_clip)
         self.optimizer.step()
         decay = min(config.ema, (1 + step) / (10 + step))
@@ -412,9 +427,9 @@ class Trainer:
             x: Images.
             target: Probabilities of their labels, `[N, classes]`.
         """
-        config, step = self.config, self.step
+        config, number = self.config, self.batch_number
         loss = None
-        trains_largest = config.largest_every > 0 and step % config.largest_every == 0
+        trains_largest = config.largest_every > 0 and self.step % config.largest_every == 0
         if trains_largest or config.distillation > 0:
             with torch.set_grad_enabled(trains_largest):
                 logits = self.logits(x, self.supernet.largest())
@@ -422,8 +437,8 @@ class Trainer:
             if trains_largest:
                 loss.backward()
             target = torch.lerp(target, logits.detach().softmax(dim=1), config.distillation)
-        rng, count = self._rng(4, step), config.random_paths
-        networks = [self.fair_path(step * count + i) for i in range(count)]
+        rng, count = self._rng(4, number), config.random_paths
+        networks = [self.fair_path(number * count + i) for i in range(count)]
         transmissions = [
             self.random_transmission(rng) if rng.random() < config.transmission else []
             for _ in networks
@@ -456,19 +471,22 @@ class Trainer:
             checkpoint_seconds: Seconds between checkpoints.
 
         Returns:
-            The weight file, or None if time ran out first.
+            What :meth:`finish` wrote, or None if time ran out first. Of several processes only
+            the first writes anything; the others return the folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        start = saved = time.monotonic()
+        first = self.processes.first
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        start = saved = self.processes.clock()
         clock = None
         first_step = self.step
-        paths = self.networks_a_step
+        images_a_step = self.config.batch_size * self.processes.count * self.networks_a_step
         loss_shown = None
         try:
             while self.progress < 1:
                 loss = self.train_step()
                 validation = None
-                now = time.monotonic()
+                now = self.processes.clock()
                 self.seconds += 0.0 if clock is None else now - clock
                 clock = now
                 ended = self.progress == 1
@@ -479,19 +497,22 @@ class Trainer:
                             f"The training loss is not finite at step {self.step}; lower "
                             "training.learning_rate."
                         )
-                rate = (self.step - first_step) * self.config.batch_size * paths / (now - start)
+                rate = (self.step - first_step) * images_a_step / (now - start)
                 period = self.config.validate_every * self.steps_per_epoch
-                if self.step % period == 0 or ended:
+                if first and (self.step % period == 0 or ended):
                     validation = self._validate_and_keep(loss_shown, rate)
                 report(TrainingProgress(self.step, self.steps, loss_shown, rate, validation))
-                if now - saved > checkpoint_seconds:
+                if first and now - saved > checkpoint_seconds:
                     self.save()
                     saved = now
                 if max_seconds is not None and now - start > max_seconds:
                     break
         finally:
-            self.save()
-        return self.finish() if self.progress == 1 else None
+            if first:
+                self.save()
+        if self.progress < 1:
+            return None
+        return self.finish() if first else self.folder
 
     def averaged_supernet(self, weights: list[Tensor] | None = None) -> Supernet:
         """Return a supernet with the averaged (or the given) weights."""
@@ -590,6 +611,7 @@ class Trainer:
         details = {
             "recipe": asdict(self.config),
             "steps": self.step,
+            "processes": self.processes.count,
             "seconds": round(self.seconds, 1),
             "earlier_stages": self.earlier_stages,
             "train_sha256": self.train_sha256,
@@ -611,6 +633,7 @@ class Trainer:
             "dataset": self.dataset.name,
             "train_sha256": self.train_sha256,
             "recipe": asdict(self.config) | {"processor": "", "threads": 0},
+            "processes": self.processes.count,
         }
 
     def save(self) -> None:
@@ -635,6 +658,7 @@ class Trainer:
             written = json.loads(state["identity"])
             defaults = {f.name: f.default for f in fields(TrainingConfig)}
             written["recipe"] = defaults | written["recipe"]  # an older one lacks newer options
+            written = {"processes": 1, **written}
             if written == self.identity():
                 if type(state["step"]) is not int or not 0 <= state["step"] <= self.steps:
                     raise ValueError(f"step {state['step']!r} of {self.steps}")
@@ -654,6 +678,6 @@ class Trainer:
                 "to train from the beginning."
             ) from error
         raise UserError(
-            f"The checkpoint {self.checkpoint} belongs to another space, data set or recipe; "
-            "train in another folder, or with the options it was begun with."
+            f"The checkpoint {self.checkpoint} belongs to another space, data set, recipe or "
+            "number of processes; train in another folder, or as it was begun."
         )

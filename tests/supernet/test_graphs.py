@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from nasc_evo.space import FBNetSpace, NASBench201Space
-from nasc_evo.supernet.blocks import ConvNorm, average_pool, batch_norm_unit
+from nasc_evo.supernet.blocks import ConvNorm, FoldedConv, average_pool, batch_norm_unit
 from nasc_evo.supernet.model import build_supernet, run_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -39,6 +39,22 @@ def test_pooling_by_convolution_equals_pooling():
     x = torch.randn(2, 16, 8, 8, generator=generator)
     expected = average_pool(x)
     torch.testing.assert_close(average_pool(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("channels", [16, 96, 1104])
+def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, channels, 7, 9, generator=generator).cuda()
+    x = x.contiguous(memory_format=torch.channels_last)
+    bias = torch.linspace(-1, 1, channels, device="cuda")
+    identity = torch.ones(channels, 1, 1, 1, device="cuda")
+    conv = FoldedConv(identity, bias, stride=1, groups=channels, relu=relu)
+    expected = x + bias[:, None, None]
+    torch.testing.assert_close(conv(x), expected.relu() if relu else expected)
+    if not relu:
+        plus = torch.flip(x, (0,))
+        torch.testing.assert_close(conv(x, plus), expected + plus)
 
 
 def test_captured_blocks_give_the_gradients_of_the_same_kernels():
