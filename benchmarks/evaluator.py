@@ -1,6 +1,7 @@
 """How fast candidates are scored: beside other ways, and beside what the machine allows.
 
     python benchmarks/evaluator.py [--problem fbnet] [--algorithm nsga2] [--evaluations 800]
+        [--dataset cifar100 --images 5000 --processor cuda]
 
 A real search runs first, and its evaluator is timed. Every k-th of its designs is then scored in
 other ways, in turns:
@@ -276,6 +277,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", choices=PROBLEMS, default="fbnet")
     parser.add_argument("--algorithm", default="nsga2")
+    parser.add_argument("--dataset", default="fashion_mnist")
+    parser.add_argument("--weights")
     parser.add_argument("--evaluations", type=int, default=800)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
@@ -284,8 +287,11 @@ def main() -> None:
     parser.add_argument("--processor", default="cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    options = {"images": args.images, "threads": args.threads, "processor": args.processor}
-    problem: SplitProblem = PROBLEMS[args.problem](evaluator=options)
+    names = ("images", "threads", "processor", "weights")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    problem: SplitProblem = PROBLEMS[args.problem](
+        dataset={"name": args.dataset, "geometry": 32}, evaluator={"name": "supernet", **options}
+    )
     made = problem.evaluator
     assert isinstance(made, SupernetEvaluator)
     problem._evaluator = timed = Timed(made)
@@ -333,6 +339,7 @@ def main() -> None:
     ours = timed.seconds / len(timed.designs)
     figures: dict[str, Any] = {
         "problem": args.problem,
+        "dataset": args.dataset,
         "algorithm": args.algorithm,
         "numerics": made.describe()["numerics"],
         "images": made.images,

@@ -1,30 +1,37 @@
 """Does inherited accuracy order FBNet networks as training each from scratch does?
 
-    python benchmarks/from_scratch.py --folder DIR --part 0/4 [--front RUN/pareto.csv]   # train
-    python benchmarks/from_scratch.py --folder DIR [--processor cuda]                    # compare
+    python benchmarks/from_scratch.py --folder DIR --run RUN --part 0/4            # train
+    python benchmarks/from_scratch.py --folder DIR --run RUN [--processor cuda]    # compare
 
-Random networks, and with --front those of the front of a search, each trained whole from scratch
-with one fixed recipe. Start as many processes with `--part I/N` as fit a machine, several share a
-GPU; one that was stopped goes on from its checkpoint. Without --part what all have left in the
-folder is compared with the accuracies that the same networks inherit: Kendall's tau over all and
-the truly better half, beside that of multiply-accumulates, and the mean gap. A table with every
-network goes to the result file, and to trained.csv in the folder, for `nasc_evo.calibrate`.
+Random networks and designs of the front of a search, spread over it, each trained from scratch with
+one fixed recipe: networks that send all or nothing whole, others with their cut, mask and bits.
+Start as many processes with `--part I/N` as fit a machine, several share a GPU; one that was
+stopped goes on from its checkpoint. Without --part what all have left in the folder is compared
+with the accuracies that the same designs inherit: Kendall's tau of whole networks over all and the
+truly better half, beside that of multiply-accumulates, and the mean gap; and the hypervolume of
+the front by trained accuracies beside that of the random networks, each at its fastest cut. A
+table of all goes to the result file, and of whole networks to trained.csv in the folder, for
+`nasc_evo.calibrate`.
 """
 
 import argparse
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common import RESULTS, write_result
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from nasc_evo.assembly import build_dataset
-from nasc_evo.data import ImageDataset
+from nasc_evo.repick import create_problem
+from nasc_evo.report.files import read_front
+from nasc_evo.search.folder import FORMAT, read_document
+from nasc_evo.search.folder import MANIFEST as MANIFEST_OF_RUN
+from nasc_evo.search.indicators import hypervolume
 from nasc_evo.space import Design, FBNetSpace
 from nasc_evo.supernet.deploy import MANIFEST
 from nasc_evo.supernet.evaluation import SupernetEvaluator
@@ -32,24 +39,72 @@ from nasc_evo.supernet.finetuning import NetworkTrainer
 from nasc_evo.supernet.training import TrainingConfig
 
 
-def networks(space: FBNetSpace, n_random: int, front: Path | None) -> list[tuple[str, Design]]:
-    """Return where each network comes from, and the network as an undivided design."""
+class Trained(NamedTuple):
+    """What is trained: where it comes from, and its latency in the run's setting."""
+
+    source: str
+    design: Design
+    latency_ms: float
+
+
+def run_problem(run: Path) -> Any:
+    """Return the problem of a run."""
+    config = read_document(run / MANIFEST_OF_RUN, "manifest", FORMAT)["config"]
+    return create_problem(config, config)
+
+
+def whole(space: FBNetSpace, ops: tuple[int, ...]) -> Design:
+    """Return a network that is not cut."""
+    return Design(space.format(np.array(ops)), ops, (space.n_blocks,), ("",), (0,))
+
+
+def spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """Return rows spread evenly over some, the first and the last among them."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return [rows[place] for place in dict.fromkeys(places.round().astype(int).tolist())]
+
+
+def chosen(problem: Any, args: argparse.Namespace) -> list[Trained]:
+    """Return what is to be trained, without repetitions."""
+    space = problem.space.architecture
     rng = np.random.default_rng(0)
     sizes = [len(ops) for ops in space.gene_ops]
-    found = [("random", tuple(map(int, rng.integers(0, sizes)))) for _ in range(n_random)]
-    if front is not None:
-        with open(front, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            found += [("front", tuple(map(int, space.parse(row["arch"])))) for row in rows]
-    unique = {ops: source for source, ops in reversed(found)}
-    return [
-        (unique[ops], Design(space.format(np.array(ops)), ops, (space.n_blocks,), ("",), (0,)))
-        for ops in dict.fromkeys(ops for _, ops in found)
+    found = []
+    for _ in range(args.random):
+        design = whole(space, tuple(map(int, rng.integers(0, sizes))))
+        found.append(Trained("random", design, fastest_ms(problem, design)))
+    rows, _ = read_front(args.run / "pareto.csv", ("error", "latency_ms"))
+    rows.sort(key=lambda row: float(row["latency_ms"]))
+    masked = [row for row in rows if "0" in row["mask"] or row["bits"] not in ("0", "32")]
+    unmasked = [row for row in rows if row not in masked]
+    for source, some in (
+        ("front", spread(unmasked, args.front)),
+        ("masked", spread(masked, args.masked)),
+    ):
+        for row in some:
+            ops = tuple(map(int, space.parse(row["arch"])))
+            design = whole(space, ops)
+            if source == "masked":
+                sent = (int(row["cut"]),), (row["mask"],), (int(row["bits"]),)
+                design = Design(row["arch"], ops, *sent)
+            found.append(Trained(source, design, float(row["latency_ms"])))
+    return list({item.design.key: item for item in reversed(found)}.values())[::-1]
+
+
+def fastest_ms(problem: Any, design: Design) -> float:
+    """Return the latency of a network at its fastest cut, where all channels are sent."""
+    space = problem.space
+    cuts = range(1, space.architecture.n_blocks)
+    every = [design] + [
+        replace(design, cuts=(cut,), masks=("1" * int(space.groups_at[cut]),), bits=(32,))
+        for cut in cuts
     ]
+    return float(problem.costs(space.batch(every))["latency_ms"].min())
 
 
-def train(space: FBNetSpace, dataset: ImageDataset, args: argparse.Namespace) -> None:
-    """Train every so-many-th network that is not trained yet."""
+def train(problem: Any, args: argparse.Namespace) -> None:
+    """Train every so-many-th design that is not trained yet."""
+    space, dataset = problem.space.architecture, problem.evaluator.dataset
     part, parts = map(int, args.part.split("/"))
     config = TrainingConfig(
         epochs=args.epochs,
@@ -64,11 +119,12 @@ def train(space: FBNetSpace, dataset: ImageDataset, args: argparse.Namespace) ->
         threads=1,
         cuda_graphs=False,
     )
-    for number, (_, design) in enumerate(networks(space, args.random, args.front)):
+    groups = problem.space.mask_groups
+    for number, (_, design, _) in enumerate(chosen(problem, args)):
         folder = args.folder / f"network_{number}"
         if number % parts != part or (folder / MANIFEST).is_file():
             continue
-        trainer = NetworkTrainer(space, dataset, config, folder, design)
+        trainer = NetworkTrainer(space, dataset, config, folder, design, mask_groups=groups)
         trainer.run()
         print(f"network {number}: {trainer.seconds:.0f} s", file=sys.stderr, flush=True)
 
@@ -82,10 +138,29 @@ def correlations(proxy: NDArray, truth: NDArray) -> dict[str, float]:
     }
 
 
-def compare(space: FBNetSpace, dataset: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the trained networks say of the inherited accuracies."""
+def front_holds(problem: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return hypervolumes by trained accuracy: of the front, and of random networks."""
+    point = problem.reference_point
+    reference = np.array([point["error"], point["latency_ms"]])
+
+    def volume(*sources: str) -> dict[str, Any]:
+        some = [row for row in rows if row["source"] in sources]
+        F = np.array([[1 - row["trained"], row["latency_ms"]] for row in some])
+        return {"designs": len(some), "hypervolume": hypervolume(F.reshape(-1, 2), reference)}
+
+    return {
+        "reference_point": point,
+        "front": volume("front", "masked"),
+        "front_without_masked": volume("front"),
+        "random_networks_at_their_fastest_cut": volume("random"),
+    }
+
+
+def compare(problem: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the trained designs say of the inherited accuracies."""
+    space, dataset = problem.space.architecture, problem.evaluator.dataset
     rows, designs = [], []
-    for number, (source, design) in enumerate(networks(space, args.random, args.front)):
+    for number, (source, design, latency_ms) in enumerate(chosen(problem, args)):
         manifest = args.folder / f"network_{number}" / MANIFEST
         if not manifest.is_file():
             continue
@@ -96,18 +171,25 @@ def compare(space: FBNetSpace, dataset: ImageDataset, args: argparse.Namespace) 
             {
                 "source": source,
                 "arch": design.arch,
+                "cut": design.cuts[0],
+                "mask": design.masks[0],
+                "bits": design.bits[0],
+                "latency_ms": latency_ms,
                 "macs": int(space.macs(ops)[0]),
                 "params": int(space.params(ops)[0]),
                 "trained": written["accuracy"]["test"]["accuracy"],
                 "seconds": written["seconds"],
             }
         )
-    if len(rows) < 4:
-        sys.exit(f"Only {len(rows)} trained networks in {args.folder}; train more with --part.")
+    undivided = np.array([row["source"] != "masked" for row in rows], dtype=bool)
+    if undivided.sum() < 4:
+        sys.exit(f"Only {undivided.sum()} whole networks in {args.folder}; train more with --part.")
     with open(args.folder / "trained.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["arch", "error"])
-        table.writerows([row["arch"], 1 - row["trained"]] for row in rows)
+        table.writerows(
+            [row["arch"], 1 - row["trained"]] for row in rows if row["source"] != "masked"
+        )
     evaluator = SupernetEvaluator(
         space, dataset, weights=args.weights, processor=args.processor, calibration_images=512
     )
@@ -118,17 +200,22 @@ def compare(space: FBNetSpace, dataset: ImageDataset, args: argparse.Namespace) 
         np.array([row[name] for row in rows], dtype=float)
         for name in ("trained", "inherited", "macs")
     )
+    gap = 100 * (trained - inherited)
     return {
         "dataset": dataset.name,
         "evaluator": evaluator.describe(),
         "test_images": evaluator.split_size("test"),
         "recipe": written["recipe"],
-        "kendall_tau": {
-            "inherited": correlations(inherited, trained),
-            "macs": correlations(macs, trained),
+        "kendall_tau_of_whole_networks": {
+            "inherited": correlations(inherited[undivided], trained[undivided]),
+            "macs": correlations(macs[undivided], trained[undivided]),
         },
-        "mean_gap_points": float(100 * (trained - inherited).mean()),
-        "networks": rows,
+        "mean_gap_points": {
+            source: float(gap[[row["source"] == source for row in rows]].mean())
+            for source in dict.fromkeys(row["source"] for row in rows)
+        },
+        "does_the_front_hold": front_holds(problem, rows),
+        "designs": rows,
     }
 
 
@@ -136,9 +223,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--part", help="I/N: train every N-th network, from number I")
-    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a search")
     parser.add_argument("--random", type=int, default=12, help="random networks")
-    parser.add_argument("--front", type=Path, help="pareto.csv of a search")
+    parser.add_argument("--front", type=int, default=12, help="designs of the front")
+    parser.add_argument("--masked", type=int, default=6, help="those that mask or quantise")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--minutes", type=float, help="a training ends then, if that is earlier")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -147,14 +235,12 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    dataset = build_dataset({"name": args.dataset, "geometry": 32})
-    space = FBNetSpace(32, dataset.n_classes)
+    problem = run_problem(args.run)
     if args.part is not None:
-        train(space, dataset, args)
+        train(problem, args)
         return
-    write_result(
-        args.out or RESULTS / f"from_scratch_{args.dataset}.json", compare(space, dataset, args)
-    )
+    figures = compare(problem, args)
+    write_result(args.out or RESULTS / f"from_scratch_{figures['dataset']}.json", figures)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class FBNetSplit(SplitProblem):
     Args:
         device: A machine whose table ships (`edgegpu`, `raspi4`, `pixel3`, `eyeriss`, `fpga`), the
             path of a table file, a :class:`CostTable`, or a mapping `{name, path, idle_mw}`.
-        server: Likewise; also `h200` and others (`python -m nasc_evo.costs list`); as a mapping it
+        server: Likewise; also `h100` and others (`python -m nasc_evo.costs list`); as a mapping it
             may have `arrival_per_s` and `service_ms`, see :class:`nasc_evo.cost.Queue`.
         link: A link that ships (`wifi`, `lte`, `3g`, `5g`, `ethernet`, `ble`), a :class:`Link`, or
             a mapping of its fields.

@@ -83,7 +83,7 @@ def test_training_one_network_stops_and_goes_on(cli, cli_here, run, tmp_path):
     assert "step 0 of" not in again.stdout
     other = cli_here(*options, "resume=n", "training.seed=5", module="finetune")
     assert other.returncode == 2
-    assert "belongs to another space, data set or recipe" in other.stderr
+    assert "belongs to another space, data set, recipe or number" in other.stderr
 
 
 @pytest.mark.parametrize(

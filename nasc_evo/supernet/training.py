@@ -71,6 +71,8 @@ class TrainingConfig:
         distillation: Share of the largest network's soft answers in what random networks learn;
             the rest is the labels.
         transmission: Share of random networks that send through a cut.
+        leading: Share of these that send the first groups of channels; the others send random
+            ones.
         gradient_clip: Largest norm of the gradient.
         ema: Decay of the averaged weights, which are the result.
         crop_padding: Pixels of the random shift.
@@ -102,6 +104,7 @@ class TrainingConfig:
     init: str | None = None
     distillation: float = 1.0
     transmission: float = 0.5
+    leading: float = 0.5
     gradient_clip: float = 5.0
     ema: float = 0.998
     crop_padding: int = 2
@@ -136,7 +139,7 @@ class TrainingConfig:
             raise UserError(f"training.minutes must be above 0 or null, got {self.minutes}.")
         for name in (
             *("warmup", "momentum", "label_smoothing"),
-            *("distillation", "transmission", "ema", "cutmix"),
+            *("distillation", "transmission", "leading", "ema", "cutmix"),
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be in 0..1, got {getattr(self, name)}.")
@@ -292,7 +295,11 @@ class Trainer:
         """Return a random cut with a group-aligned mask and bits: leading or random groups."""
         cut = int(rng.integers(1, self.space.n_blocks))
         kept = int(rng.choice(KEPT_GROUPS))
-        groups = np.arange(MASK_GROUPS) if rng.random() < 0.5 else rng.permutation(MASK_GROUPS)
+        groups = (
+            np.arange(MASK_GROUPS)
+            if rng.random() < self.config.leading
+            else rng.permutation(MASK_GROUPS)
+        )
         mask = np.zeros(MASK_GROUPS, dtype=bool)
         mask[groups[:kept]] = True
         channels = np.repeat(mask, self.space.cut_shapes[cut][0] // MASK_GROUPS)

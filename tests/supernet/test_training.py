@@ -166,7 +166,7 @@ def test_recipes_that_train_nothing_are_refused(options, message):
 
 def test_training_by_time_ends_and_its_learning_rate_falls_with_it(tmp_path, monkeypatch):
     clock = iter(range(0, 10**6, 6))
-    monkeypatch.setattr("nasc_evo.supernet.training.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("nasc_evo.supernet.processes.time.monotonic", lambda: next(clock))
     config = replace(CONFIG, epochs=1000, minutes=1.0, validate_every=1000, warmup=0.0)
     one = trainer(tmp_path, config)
     seen = []
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     first = trainer(tmp_path)
     tmp_path.mkdir(exist_ok=True)
     first.save()
-    with pytest.raises(UserError, match="belongs to another space, data set or recipe"):
+    with pytest.raises(UserError, match="belongs to another space, data set, recipe or number"):
         trainer(tmp_path, TrainingConfig(epochs=3, batch_size=10))
 
 
