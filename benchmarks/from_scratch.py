@@ -3,15 +3,15 @@
     python benchmarks/from_scratch.py --folder DIR --run RUN --part 0/4            # train
     python benchmarks/from_scratch.py --folder DIR --run RUN [--processor cuda]    # compare
 
-Random networks and designs of the front of a search, spread over it, each trained from scratch with
-one fixed recipe: networks that send all or nothing whole, others with their cut, mask and bits.
-Start as many processes with `--part I/N` as fit a machine, several share a GPU; one that was
-stopped goes on from its checkpoint. Without --part what all have left in the folder is compared
-with the accuracies that the same designs inherit: Kendall's tau of whole networks over all and the
-truly better half, beside that of multiply-accumulates, and the mean gap; and the hypervolume of
-the front by trained accuracies beside that of the random networks, each at its fastest cut. A
-table of all goes to the result file, and of whole networks to trained.csv in the folder, for
-`nasc_evo.calibrate`.
+Random networks and those of the front of a search, spread over it, are trained from scratch with
+one fixed recipe, and some designs of the front as they are: with their cut, mask and bits. Start as
+many processes with `--part I/N` as fit a machine, several share a GPU; one that was stopped goes on
+from its checkpoint. Without --part what all have left in the folder is compared with the accuracies
+that the same designs inherit: Kendall's tau of whole networks over all and the truly better half,
+beside that of multiply-accumulates, and the mean gap; and the hypervolume of designs by trained
+accuracies: of masked ones of the front, of its networks and of random ones, both at their fastest
+cut without a mask. A table of all goes to the result file, and of whole networks to trained.csv in
+the folder, for `nasc_evo.calibrate`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from nasc_evo.report.files import read_front
 from nasc_evo.search.folder import FORMAT, read_document
 from nasc_evo.search.folder import MANIFEST as MANIFEST_OF_RUN
 from nasc_evo.search.indicators import hypervolume
-from nasc_evo.space import Design, FBNetSpace
+from nasc_evo.space import Design
 from nasc_evo.supernet.deploy import MANIFEST
 from nasc_evo.supernet.evaluation import SupernetEvaluator
 from nasc_evo.supernet.finetuning import NetworkTrainer
@@ -53,11 +53,6 @@ def run_problem(run: Path) -> Any:
     return create_problem(config, config)
 
 
-def whole(space: FBNetSpace, ops: tuple[int, ...]) -> Design:
-    """Return a network that is not cut."""
-    return Design(space.format(np.array(ops)), ops, (space.n_blocks,), ("",), (0,))
-
-
 def spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
     """Return rows spread evenly over some, the first and the last among them."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
@@ -69,25 +64,22 @@ def chosen(problem: Any, args: argparse.Namespace) -> list[Trained]:
     space = problem.space.architecture
     rng = np.random.default_rng(0)
     sizes = [len(ops) for ops in space.gene_ops]
-    found = []
-    for _ in range(args.random):
-        design = whole(space, tuple(map(int, rng.integers(0, sizes))))
-        found.append(Trained("random", design, fastest_ms(problem, design)))
+    networks = [("random", tuple(map(int, rng.integers(0, sizes)))) for _ in range(args.random)]
     rows, _ = read_front(args.run / "pareto.csv", ("error", "latency_ms"))
     rows.sort(key=lambda row: float(row["latency_ms"]))
+    networks += [
+        ("front", tuple(map(int, space.parse(row["arch"])))) for row in spread(rows, args.front)
+    ]
+    found = []
+    for source, ops in networks:
+        design = Design(space.format(np.array(ops)), ops, (space.n_blocks,), ("",), (0,))
+        found.append(Trained(source, design, fastest_ms(problem, design)))
     masked = [row for row in rows if "0" in row["mask"] or row["bits"] not in ("0", "32")]
-    unmasked = [row for row in rows if row not in masked]
-    for source, some in (
-        ("front", spread(unmasked, args.front)),
-        ("masked", spread(masked, args.masked)),
-    ):
-        for row in some:
-            ops = tuple(map(int, space.parse(row["arch"])))
-            design = whole(space, ops)
-            if source == "masked":
-                sent = (int(row["cut"]),), (row["mask"],), (int(row["bits"]),)
-                design = Design(row["arch"], ops, *sent)
-            found.append(Trained(source, design, float(row["latency_ms"])))
+    for row in spread(masked, args.masked):
+        ops = tuple(map(int, space.parse(row["arch"])))
+        sent = (int(row["cut"]),), (row["mask"],), (int(row["bits"]),)
+        design = Design(row["arch"], ops, *sent)
+        found.append(Trained("masked", design, float(row["latency_ms"])))
     return list({item.design.key: item for item in reversed(found)}.values())[::-1]
 
 
@@ -150,9 +142,9 @@ def front_holds(problem: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     return {
         "reference_point": point,
-        "front": volume("front", "masked"),
-        "front_without_masked": volume("front"),
-        "random_networks_at_their_fastest_cut": volume("random"),
+        "masked_designs_of_the_front": volume("masked"),
+        "networks_of_the_front": volume("front"),
+        "random_networks": volume("random"),
     }
 
 
@@ -225,8 +217,8 @@ def main() -> None:
     parser.add_argument("--part", help="I/N: train every N-th network, from number I")
     parser.add_argument("--run", type=Path, required=True, help="folder of a search")
     parser.add_argument("--random", type=int, default=12, help="random networks")
-    parser.add_argument("--front", type=int, default=12, help="designs of the front")
-    parser.add_argument("--masked", type=int, default=6, help="those that mask or quantise")
+    parser.add_argument("--front", type=int, default=12, help="networks of the front")
+    parser.add_argument("--masked", type=int, default=6, help="masked designs of the front")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--minutes", type=float, help="a training ends then, if that is earlier")
     parser.add_argument("--batch-size", type=int, default=256)

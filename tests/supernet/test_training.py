@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -231,6 +232,20 @@ def test_transmissions_are_aligned_to_groups_at_inner_cuts(tmp_path):
         assert groups.any()
         assert bits in (4, 6, 8, 32)
     assert seen == set(range(1, 24))
+
+
+def test_masks_send_leading_groups_as_often_as_asked(tmp_path):
+    for share in (0.0, 0.75, 1.0):
+        one = trainer(tmp_path / str(share), replace(CONFIG, leading=share))
+        rng = np.random.default_rng(0)
+        leading = 0
+        for _ in range(400):
+            ((_, kept, _),) = one.random_transmission(rng)
+            count = int(kept.sum())
+            leading += bool(kept[:count].all())
+        # of the random masks, a few lead by chance: all 8 groups always, 1 of 8 one time in 8, ...
+        by_chance = np.mean([1 / math.comb(8, n) for n in (1, 2, 3, 4, 6, 8)])
+        assert abs(leading / 400 - (share + (1 - share) * by_chance)) < 0.06
 
 
 def test_augmentation_keeps_images_and_is_a_function_of_the_step(tmp_path):
