@@ -131,13 +131,14 @@ class FoldedConv(NamedTuple):
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
-        if x.is_cuda and has_triton():
-            from nasc_evo.supernet.epilogue import finish
-
-            y = F.conv2d(x, self.weight, None, stride, padding, dilation, self.groups)
-            return finish(y, self.bias, plus, self.relu)
         if not self.weight.is_mkldnn:
-            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+            fused = x.is_cuda and has_triton() and not torch.is_grad_enabled()
+            bias = None if fused else self.bias
+            y = F.conv2d(x, self.weight, bias, stride, padding, dilation, self.groups)
+            if fused:
+                from nasc_evo.supernet.epilogue import finish
+
+                return finish(y, self.bias, plus, self.relu)
             return y.relu_() if self.relu else add(y, plus)
         how = (self.weight, self.bias, padding, stride, dilation, self.groups)
         if plus is None:

@@ -196,7 +196,7 @@ class Trainer:
         UserError: If the checkpoint belongs to another recipe or is damaged.
     """
 
-    criterion = "median"
+    criterion = "mean"
 
     def __init__(
         self,
@@ -531,7 +531,7 @@ class Trainer:
 
     def _validate_and_keep(self, loss: float | None, rate: float) -> dict[str, float]:
         validation = self.validate(self.averaged_supernet())
-        if validation[self.criterion] >= self.best[self.criterion]:
+        if validation[self.criterion] >= self.best.get(self.criterion, -1.0):
             weights = [p.cpu().clone() for p in self.averaged]
             self.best = {**validation, "step": self.step, "weights": weights}
         row = {
@@ -552,7 +552,7 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, supernet: Supernet) -> dict[str, float]:
-        """Return accuracies on search images: the largest, and min/median of random networks."""
+        """Return accuracies on search images of the largest and of random networks."""
         images = self.dataset.split("search").first(self.config.validation_images)
         x = to_input(images.x, self.dataset, self.device, self.dtype)
         y = torch.from_numpy(images.y).to(self.device)
@@ -575,6 +575,7 @@ class Trainer:
             "largest": accuracies[0],
             "median": float(np.median(accuracies[1:])),
             "lowest": min(accuracies[1:]),
+            "mean": float(np.mean(accuracies)),
         }
 
     def channel_importance(
@@ -614,7 +615,8 @@ class Trainer:
         """Write the best averaged weights with importance and manifest; return the weight file."""
         weights = [p.to(self.device) for p in self.best["weights"]]
         supernet = self.averaged_supernet(weights)
-        validation = {key: self.best[key] for key in ("largest", "median", "lowest", "step")}
+        kept = ("largest", "median", "lowest", "mean", "step")
+        validation = {key: self.best[key] for key in kept if key in self.best}
         details = {
             "recipe": asdict(self.config),
             "steps": self.step,

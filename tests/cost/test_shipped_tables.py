@@ -32,6 +32,8 @@ SERVERS = {"titan_rtx": "titan_rtx_1", "xeon_gold_6226": "gold_6226"}
 NAMES = [f"fbnet_{g}_{d}" for g, d in OFFICIAL] + [f"fbnet_32_{s}" for s in SERVERS]
 
 MEASURED = {
+    "fbnet_32_h100": (0.7, 0.93),
+    "nasbench201_32_h100": (1.6, 0.98),
     "fbnet_32_h200": (0.7, 0.95),
     "nasbench201_32_h200": (1.6, 0.97),
     "fbnet_32_xeon_onnxruntime_t1": (2.1, 0.90),

@@ -41,6 +41,7 @@ def test_pooling_by_convolution_equals_pooling():
     torch.testing.assert_close(average_pool(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("channels", [16, 96, 1104])
 def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu):
