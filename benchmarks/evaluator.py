@@ -42,7 +42,7 @@ from nasc_evo.search.loop import run_search
 from nasc_evo.search.operators import random_genomes
 from nasc_evo.space import Design
 from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, FoldedConv, add
-from nasc_evo.supernet.evaluation import SupernetEvaluator, transmissions
+from nasc_evo.supernet.evaluation import CLOSE, DTYPES, SupernetEvaluator, transmissions
 from nasc_evo.supernet.model import Transmission, run_blocks
 from nasc_evo.supernet.score import Score
 from nasc_evo.supernet.transmission import channel_mask
@@ -204,11 +204,14 @@ def roofline(
     evaluator: SupernetEvaluator, designs: Sequence[Design], seconds: float
 ) -> dict[str, Any]:
     """Return floor and time of each kind of convolution when the designs are scored alone."""
-    limit = ceilings(next(iter(evaluator._split("search"))).dtype, evaluator.device)
+    dtype = DTYPES[evaluator.dtype]
+    limit = ceilings(dtype, evaluator.device)
     parts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     run = FoldedConv.__call__
 
     def timed(conv: FoldedConv, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        if x.dtype != dtype:  # a close decision
+            return run(conv, x, plus)
         start = time.perf_counter()
         y = run(conv, x, plus)
         if y.device.type == "cuda":
@@ -245,12 +248,14 @@ def roofline(
         }
         for kind, part in sorted(parts.items(), key=lambda item: -item[1]["seconds"])
     }
-    images = 1 + evaluator.calibration_images / evaluator.images
+    exact = evaluator.calibration_images / evaluator.images
+    exact += 0 if dtype == torch.float32 else 1 / CLOSE
+    images = 1 + exact * 4 / dtype.itemsize
     floor_ms = sum(row["floor_ms"] for row in rows.values())
     return {
         "ceilings": {name: round(value, 1) for name, value in limit.items()},
         "ms_a_candidate": round(seconds / n * 1e3, 1),
-        "floor_ms_with_calibration": round(floor_ms * images, 1),
+        "floor_ms_with_float32_parts": round(floor_ms * images, 1),
         "convolutions_of_search_images": rows,
     }
 
@@ -264,9 +269,11 @@ def rank(
     alone = [dict(exact.evaluate([design], images=images))[0] for design in designs]
     a = np.array([ours[i].error for i in range(len(designs))])
     b = np.array([score.error for score in alone])
+    between = (images * np.abs(b[:, None] - b)[np.triu_indices(len(b), 1)]).round()
     return {
         "designs": len(designs),
         "images": images,
+        "pairs_within_an_image_percent": round(float((between <= 1).mean() * 100), 2),
         "kendall_tau": round(float(kendalltau(a, b).statistic), 4),
         "largest_difference_points": round(float(np.abs(a - b).max() * 100), 3),
         "mean_difference_points": round(float((a - b).mean() * 100), 3),

@@ -1,15 +1,16 @@
 """Blocks of a supernet, independent of how batch norm gets its statistics.
 
 A block runs its convolutions through a *unit*, a function `unit(x, conv, plus=None) -> y` for
-convolution, batch norm, activation and the addition of another tensor. Three units serve training,
-calibration and evaluation, so that one description of a block serves all three:
+convolution, batch norm, activation and the addition of another tensor. One description of a block
+thus serves training, calibration and evaluation:
 
 - :func:`batch_norm_unit` normalises by the statistics of the batch (training);
 - :class:`Calibration` does the same and keeps each convolution with its norm folded in;
-- :class:`Folded` replays those folded convolutions on other images.
+- :class:`Folded` replays those folded convolutions on other images;
+- :class:`Normed` does the same from the norms alone, for few images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -110,6 +111,13 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+class FixedNorm(NamedTuple):
+    """A batch norm of known statistics: `scale * x + shift`, a channel each."""
+
+    scale: Tensor
+    shift: Tensor
+
+
 class FoldedConv(NamedTuple):
     """A convolution with its batch norm folded into weight and bias, and its activation."""
 
@@ -118,6 +126,10 @@ class FoldedConv(NamedTuple):
     stride: int
     groups: int
     relu: bool
+
+    def to(self, dtype: torch.dtype) -> "FoldedConv":
+        """Return it for inputs of a type."""
+        return self._replace(weight=self.weight.to(dtype), bias=self.bias.to(dtype))
 
     def packed(self, shape: Sequence[int]) -> "FoldedConv":
         """Return it with weights in oneDNN's own layout for inputs of a shape, where that runs."""
@@ -152,6 +164,12 @@ class FoldedConv(NamedTuple):
         return [self.weight.shape[-1] // 2] * 2, [self.stride] * 2, [1, 1]
 
 
+def fold(conv: ConvNorm, norm: FixedNorm) -> FoldedConv:
+    """Return a convolution with a norm folded in, in the type of the norm."""
+    weight = conv.weight * norm.scale[:, None, None, None]
+    return FoldedConv(weight, norm.shift, conv.stride, conv.groups, conv.relu)
+
+
 class Calibration:
     """A unit that normalises by the batch and records every convolution with its norm folded.
 
@@ -160,40 +178,39 @@ class Calibration:
 
     Attributes:
         convs: The recorded convolutions.
+        norms: Their norms.
         shapes: What each of them was given, `[N, C, H, W]`.
         image_bytes: Size of the largest input or output of a convolution, for one image.
     """
 
     def __init__(self) -> None:
         self.convs: list[FoldedConv] = []
+        self.norms: list[FixedNorm] = []
         self.shapes: list[torch.Size] = []
         self.image_bytes = 0
 
     def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
         """Convolve, normalise by the batch, record, activate, add."""
-        y, mean, invstd = torch.native_batch_norm(
-            convolve(x, conv), conv.gamma, conv.beta, None, None, True, 0.0, NORM_EPS
-        )
-        scale = conv.gamma * invstd
-        folded = FoldedConv(
-            weight=(conv.weight * scale[:, None, None, None]).to(x.dtype),
-            bias=(conv.beta - mean * scale).to(x.dtype),
-            stride=conv.stride,
-            groups=conv.groups,
-            relu=conv.relu,
-        )
-        self.convs.append(folded)
+        y = convolve(x, conv).float()
+        mean, variance = torch.batch_norm_update_stats(y, None, None, 0.0)
+        scale = conv.gamma * (variance + NORM_EPS).rsqrt()
+        norm = FixedNorm(scale, conv.beta - mean * scale)
+        y = torch.addcmul(norm.shift[:, None, None], y, scale[:, None, None], out=y).to(x.dtype)
+        self.convs.append(fold(conv, norm).to(x.dtype))
+        self.norms.append(norm)
         self.shapes.append(x.shape)
         self.image_bytes = max(self.image_bytes, x[0].nbytes, y[0].nbytes)
         return y.relu_() if conv.relu else add(y, plus)
 
-    def folded(self, images: int | None = None) -> "Folded":
+    def folded(self, images: int | None = None, dtype: torch.dtype | None = None) -> "Folded":
         """Return a unit that replays the recorded convolutions once, in order.
 
         Args:
             images: How many are to run at a time; None for as many as were calibrated on.
+            dtype: Type of these images; None for that of those which were calibrated on.
         """
-        pairs = zip(self.convs, self.shapes, strict=True)
+        convs = self.convs if dtype is None else [conv.to(dtype) for conv in self.convs]
+        pairs = zip(convs, self.shapes, strict=True)
         return Folded([conv.packed((images or n, *shape)) for conv, (n, *shape) in pairs])
 
 
@@ -207,6 +224,17 @@ class Folded:
     def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
         """Run the next recorded convolution; `conv` is the one it was recorded from."""
         return next(self._waiting)(x, plus)
+
+
+class Normed:
+    """A unit that folds known norms, in the order in which they were recorded, as it runs."""
+
+    def __init__(self, norms: Iterable[FixedNorm]) -> None:
+        self._waiting = iter(norms)
+
+    def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
+        """Run `conv` with the next norm."""
+        return fold(conv, next(self._waiting))(x, plus)
 
 
 @dataclass(frozen=True)
@@ -351,11 +379,13 @@ class FoldedBlock:
     Attributes:
         block: The block.
         convs: Its convolutions, in the order in which they run.
+        norms: What was folded into them.
         tile: How many images are best run at a time.
     """
 
     block: Block
     convs: Sequence[FoldedConv]
+    norms: Sequence[FixedNorm]
     tile: int
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -364,19 +394,21 @@ class FoldedBlock:
 
 
 def fold_block(
-    block: Block, x: Tensor, tile_bytes: int, max_tile: int
+    block: Block, x: Tensor, dtype: torch.dtype, tile_bytes: int, max_tile: int
 ) -> tuple[FoldedBlock, Tensor]:
     """Return a block with norms folded by the statistics of `x`, and its output for `x`.
 
     Args:
         block: The block.
         x: Calibration images as they enter it.
-        tile_bytes: Size up to which the largest tensor within the block may grow.
+        dtype: Type of the images that it will run on.
+        tile_bytes: Size up to which their largest tensor within the block may grow.
         max_tile: Images that a tile has at most, a power of two.
     """
     calibration = Calibration()
     y = block(x, calibration)
+    image_bytes = calibration.image_bytes * dtype.itemsize // x.element_size()
     tile = max_tile
-    while tile > 1 and tile * calibration.image_bytes > tile_bytes:
+    while tile > 1 and tile * image_bytes > tile_bytes:
         tile //= 2
-    return FoldedBlock(block, calibration.folded(tile).convs, tile), y
+    return FoldedBlock(block, calibration.folded(tile, dtype).convs, calibration.norms, tile), y

@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
-from nasc_evo.supernet.blocks import FoldedBlock, fold_block
+from nasc_evo.supernet.blocks import Block, FixedNorm, FoldedBlock, Normed, fold_block
 from nasc_evo.supernet.inputs import to_input
 from nasc_evo.supernet.model import Supernet
 from nasc_evo.supernet.prefixes import Images, Path, PrefixCache, retiled, shared_prefixes
@@ -36,6 +36,8 @@ TILE_KB = {"cpu": 3072, "cuda": 2**20}
 """Size up to which the largest tensor within a block grows, by processor."""
 MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
+CLOSE = 32
+"""One in so many images is decided in float32 where the network runs in bfloat16."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
@@ -71,6 +73,7 @@ class SupernetEvaluator:
         images: How many images of the search split a search uses, or `"full"`.
         calibration_images: How many training images give batch norm its statistics.
         dtype: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the processor has it.
+            With bfloat16 statistics are computed in float32, and close decisions taken in it.
         tile_kb: Size in kB up to which the largest tensor within a block may grow: as many images
             go through a block at a time. None is what suits caches of most processors, 3 MB.
         memory_mb: Size of all tensors kept for candidates that begin alike; 0 keeps none. Has no
@@ -168,7 +171,8 @@ class SupernetEvaluator:
             "images": self.images,
             "numerics": {
                 "dtype": self.dtype,
-                "statistics": f"calibration on {self.calibration_images} training images",
+                "statistics": f"float32, calibration on {self.calibration_images} training images",
+                "close_decisions": f"the closest 1 of {CLOSE} images in float32",
                 "tile_kb": self.tile_kb,
                 "threads": self.threads,
                 "processor": self.device.type,
@@ -193,7 +197,7 @@ class SupernetEvaluator:
     @cached_property
     def _calibration(self) -> Tensor:
         images = self.dataset.split("calibration").first(self.calibration_images)
-        return to_input(images.x, self.dataset, self.device, DTYPES[self.dtype])
+        return to_input(images.x, self.dataset, self.device, torch.float32)
 
     def _split(self, split: str) -> tuple[Tensor, Tensor]:
         """Return the inputs and labels of a split, kept after the first call."""
@@ -238,42 +242,48 @@ class SupernetEvaluator:
             FloatingPointError: If the network's outputs are not finite.
         """
         x, y = (part[:images] for part in self._split(split))
-        slab = SLAB_IMAGES[self.device.type]
+        dtype, slab = DTYPES[self.dtype], SLAB_IMAGES[self.device.type]
         begun, start = self._prefixes.longest(path)
-        start = start or Images(self._calibration, [[part] for part in x.split(slab)])
+        start = start or Images(self._calibration, [], [[part] for part in x.split(slab)])
         sent = {
             cut: (channel_mask(mask, self.space.cut_shapes[cut][0]).to(self.device), bits)
             for cut, (mask, bits) in transmissions(design).items()
         }
         wanted = self._worth_keeping(path, images, shared)
         kept: dict[int, Images] = {}
-        blocks: list[FoldedBlock] = []
-        calibration = start.calibration
-        for index, block in enumerate(self.supernet.blocks(design.ops)[begun:], begun):
+        blocks = self.supernet.blocks(design.ops)
+        folded_blocks: list[FoldedBlock] = []
+        calibration, norms = start.calibration, list(start.norms)
+        for index, block in enumerate(blocks[begun:], begun):
             if index in sent:
                 calibration = transmit(calibration, *sent[index])
-            folded, calibration = fold_block(block, calibration, self.tile_kb * 1024, slab)
-            blocks.append(folded)
+            folded, calibration = fold_block(block, calibration, dtype, self.tile_kb * 1024, slab)
+            folded_blocks.append(folded)
+            norms.append(folded.norms)
             if index + 1 in wanted:
-                kept[index + 1] = Images(calibration, [])
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        finite = torch.ones((), dtype=torch.bool, device=self.device)
-        for tiles, labels in zip(start.slabs, y.split(slab), strict=True):
-            for index, folded in enumerate(blocks, begun):
+                kept[index + 1] = Images(calibration, list(norms), [])
+        outputs: list[Tensor] = []
+        for tiles in start.slabs:
+            for index, folded in enumerate(folded_blocks, begun):
                 tiles = retiled(tiles, folded.tile)
                 if index in sent:
                     tiles = [transmit(tile, *sent[index]) for tile in tiles]
                 tiles = [folded(tile) for tile in tiles]
                 if index + 1 in kept:
                     kept[index + 1].slabs.append(tiles)
-            logits = torch.cat(tiles)
-            correct += (logits.argmax(dim=1) == labels).sum()
-            finite &= logits.isfinite().all()
-        if not finite:
+            outputs += tiles
+        logits = torch.cat(outputs)
+        if dtype != torch.float32:
+            close = closest(logits, math.ceil(images / CLOSE))
+            stored = self.dataset.split(split).x[close.cpu().numpy()]
+            inputs = to_input(stored, self.dataset, self.device, torch.float32).split(slab)
+            exact = [run_normed(part, blocks, norms, sent) for part in inputs]
+            logits[close] = torch.cat(exact)
+        if not logits.isfinite().all():
             raise FloatingPointError("the outputs of the inherited network are not finite")
         for length, behind in kept.items():
             self._prefixes.add(path[:length], behind)
-        return Score(int(correct), images)
+        return Score(int((logits.argmax(dim=1) == y).sum()), images)
 
     def _worth_keeping(self, path: Path, images: int, shared: Collection[Path]) -> set[int]:
         """Return after how many blocks the images of a candidate are to be kept.
@@ -282,8 +292,7 @@ class SupernetEvaluator:
         head), and where resolution falls, for candidates to come.
         """
         shapes = self.space.cut_shapes
-        image_bytes = DTYPES[self.dtype].itemsize
-        total = images + self.calibration_images
+        value_bytes = images * DTYPES[self.dtype].itemsize + self.calibration_images * 4
         return {
             length
             for length in range(1, len(path))
@@ -292,9 +301,36 @@ class SupernetEvaluator:
                 or path[length][0]
                 or shapes[length][1] < shapes[length - 1][1]
             )
-            and total * math.prod(shapes[length]) * image_bytes <= self._prefixes.budget_bytes
+            and value_bytes * math.prod(shapes[length]) <= self._prefixes.budget_bytes
             and path[:length] not in self._prefixes
         }
+
+
+def closest(logits: Tensor, n: int) -> Tensor:
+    """Return the indices of the `n` images whose two likeliest classes are nearest."""
+    first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+    return (first - second).topk(n, largest=False).indices
+
+
+def run_normed(
+    x: Tensor,
+    blocks: Sequence[Block],
+    norms: Sequence[Sequence[FixedNorm]],
+    sent: Mapping[int, tuple[Tensor, int]],
+) -> Tensor:
+    """Return the logits of a network of known norms, in the type of `x`.
+
+    Args:
+        x: Inputs, `[N, 3, H, W]`.
+        blocks: All blocks.
+        norms: Their norms.
+        sent: Which channels are sent, and at how many bits, by cut.
+    """
+    for index, (block, of_block) in enumerate(zip(blocks, norms, strict=True)):
+        if index in sent:
+            x = transmit(x, *sent[index])
+        x = block(x, Normed(of_block))
+    return x
 
 
 def transmissions(design: Design) -> dict[int, tuple[str, int]]:

@@ -7,11 +7,13 @@ compute the same up to there. Sorted by path, those that agree on most follow on
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nasc_evo.supernet.blocks import FixedNorm
 
 Step = Any
 """What identifies a step; steps at one place of two paths can be compared and hashed."""
@@ -26,16 +28,20 @@ class Images:
 
     Attributes:
         calibration: Those that give norms their statistics, `[N, C, H, W]`.
+        norms: What they gave to the norms so far, a list a block.
         slabs: Those that are scored.
     """
 
     calibration: Tensor
+    norms: list[Sequence[FixedNorm]]
     slabs: list[Tiles]
 
     @property
     def nbytes(self) -> int:
         """Size of all of them."""
-        return self.calibration.nbytes + sum(tile.nbytes for tiles in self.slabs for tile in tiles)
+        norms = (part for of_block in self.norms for norm in of_block for part in norm)
+        tiles = (tile for tiles in self.slabs for tile in tiles)
+        return self.calibration.nbytes + sum(tensor.nbytes for tensor in chain(norms, tiles))
 
 
 class PrefixCache:

@@ -8,7 +8,7 @@ from torch import nn
 
 from nasc_evo.space import FBNetSpace
 from nasc_evo.space.fbnet import OPS, conv_op
-from nasc_evo.supernet.blocks import Calibration, batch_norm_unit
+from nasc_evo.supernet.blocks import NORM_EPS, Calibration, Normed, batch_norm_unit
 from nasc_evo.supernet.model import FBNetSupernet
 
 SPACE = FBNetSpace(32, 10)
@@ -109,6 +109,23 @@ def test_folded_convolutions_equal_the_norm_they_replace(supernet):
         calibrated = supernet(x, ops, calibration)
         assert torch.allclose(supernet(x, ops, calibration.folded()), calibrated, atol=1e-3)
         assert torch.allclose(supernet(x, ops, batch_norm_unit), calibrated, atol=1e-3)
+        normed = supernet(x, ops, Normed(calibration.norms))
+        assert torch.allclose(normed, calibrated, atol=1e-3)
+
+
+def test_statistics_are_float32_whatever_the_images_are(supernet):
+    conv = supernet.blocks([0] * 22)[0].convs[0]
+    x = (torch.randn(8, 3, 32, 32) + 10).bfloat16()
+    with torch.inference_mode():
+        calibration = Calibration()
+        assert calibration(x, conv).dtype == torch.bfloat16
+        y = F.conv2d(x, conv.weight.bfloat16(), padding=1).float()
+        scale = conv.gamma * (y.var(dim=(0, 2, 3), correction=0) + NORM_EPS).rsqrt()
+        shift = conv.beta - y.mean(dim=(0, 2, 3)) * scale
+    (norm,) = calibration.norms
+    torch.testing.assert_close(norm.scale, scale)
+    torch.testing.assert_close(norm.shift, shift)
+    assert calibration.convs[0].weight.dtype == torch.bfloat16
 
 
 def test_every_operation_and_parameter_gets_gradient():

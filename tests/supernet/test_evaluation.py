@@ -9,7 +9,12 @@ from nasc_evo.errors import UserError
 from nasc_evo.space import Design, FBNetSpace, SplitSpace
 from nasc_evo.supernet import evaluation
 from nasc_evo.supernet.blocks import Calibration
-from nasc_evo.supernet.evaluation import SupernetEvaluator, transmissions
+from nasc_evo.supernet.evaluation import (
+    SupernetEvaluator,
+    closest,
+    has_native_bfloat16,
+    transmissions,
+)
 from nasc_evo.supernet.score import Score, score_each
 from nasc_evo.supernet.transmission import channel_mask, transmit
 
@@ -44,6 +49,7 @@ def logits(evaluator, design, x, unit):
     return evaluator.supernet(x, design.ops, unit, sent)
 
 
+FAST_DTYPES = ["float32", "bfloat16"] if has_native_bfloat16() else ["float32"]
 OPS = np.random.default_rng(0).integers(0, 9, 22)
 
 
@@ -140,24 +146,26 @@ def test_a_score_counts_what_the_plain_network_gets_right(evaluator):
 
 
 def small(**options) -> SupernetEvaluator:
-    return SupernetEvaluator(
-        SPACE,
-        get_dataset("fashion_mnist"),
-        images=40,
-        calibration_images=16,
-        dtype="float32",
-        threads=1,
-        **options,
-    )
+    defaults = {"images": 40, "calibration_images": 16, "dtype": "float32", "threads": 1}
+    return SupernetEvaluator(SPACE, get_dataset("fashion_mnist"), **{**defaults, **options})
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not has_native_bfloat16(), reason="this processor does not compute in bfloat16"
+)
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """Scores of designs one by one, nothing shared; by tile size."""
-    evaluators = {tile_kb: small(tile_kb=tile_kb, memory_mb=0) for tile_kb in (100, 3072)}
+    """Scores of designs one by one, nothing shared; by tile size and type."""
+    evaluators = {
+        (tile_kb, dtype): small(tile_kb=tile_kb, dtype=dtype, memory_mb=0)
+        for tile_kb in (100, 3072)
+        for dtype in FAST_DTYPES
+    }
 
-    def score(tile_kb, one):
-        ((_, found),) = evaluators[tile_kb].evaluate([one])
+    def score(tile_kb, dtype, one):
+        ((_, found),) = evaluators[tile_kb, dtype].evaluate([one])
         return found
 
     return score
@@ -188,13 +196,32 @@ def populations(draw):
     st.lists(populations(), min_size=1, max_size=2),
     st.sampled_from([100, 3072]),
     st.sampled_from([1, 20, 512]),
+    st.sampled_from(FAST_DTYPES),
 )
-def test_sharing_changes_no_score(alone, generations, tile_kb, memory_mb):
-    together = small(tile_kb=tile_kb, memory_mb=memory_mb)
+def test_sharing_changes_no_score(alone, generations, tile_kb, memory_mb, dtype):
+    together = small(tile_kb=tile_kb, memory_mb=memory_mb, dtype=dtype)
     for population in generations:
         for index, score in together.evaluate(population):
-            assert score == alone(tile_kb, population[index])
+            assert score == alone(tile_kb, dtype, population[index])
         assert together._prefixes.nbytes <= memory_mb * 2**20
+
+
+VARIED = [design(OPS, 24), design(OPS, 10, "11000000", 4), design([7] * 22, 1, "00000011", 8)]
+
+
+@needs_bfloat16
+def test_what_bfloat16_decides_closely_is_decided_in_float32(monkeypatch):
+    exact = dict(small(images=100).evaluate(VARIED))
+    rough = small(images=100, dtype="bfloat16")
+    assert all(abs(score.correct - exact[i].correct) <= 1 for i, score in rough.evaluate(VARIED))
+    monkeypatch.setattr(evaluation, "CLOSE", 1)  # all of them
+    monkeypatch.setattr(evaluation, "SLAB_IMAGES", {"cpu": 64})
+    assert dict(rough.evaluate(VARIED)) == exact
+
+
+def test_the_closest_decisions_are_found():
+    logits = torch.tensor([[3.0, 0, 1], [0, 2.5, 2], [5, 5, -9], [0, 0.5, 1.4]])
+    assert closest(logits, 3).tolist() == [2, 1, 3]
 
 
 def test_what_designs_have_in_common_is_computed_once(monkeypatch):

@@ -2,12 +2,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nasc_evo.supernet.blocks import FixedNorm
 from nasc_evo.supernet.prefixes import Images, PrefixCache, retiled, shared_prefixes
 
 
 def images(n_bytes: int) -> Images:
     calibration = torch.zeros(n_bytes // 2, dtype=torch.uint8)
-    return Images(calibration, [[torch.zeros(n_bytes - n_bytes // 2, dtype=torch.uint8)]])
+    return Images(calibration, [], [[torch.zeros(n_bytes - n_bytes // 2, dtype=torch.uint8)]])
 
 
 def test_the_least_recently_used_images_make_room():
@@ -23,6 +24,11 @@ def test_the_least_recently_used_images_make_room():
     cache.clear()
     assert cache.nbytes == 0
     assert ("a",) not in cache
+
+
+def test_norms_count_too():
+    norm = FixedNorm(torch.zeros(3), torch.zeros(3))
+    assert Images(torch.zeros(2), [[norm, norm], []], [[torch.zeros(5)]]).nbytes == 4 * (2 + 12 + 5)
 
 
 def test_images_beyond_the_budget_are_not_kept():
