@@ -29,7 +29,7 @@ REFIT_GROWTH = 1.4
 """Length scales are fitted anew when there are this many times as many designs."""
 OUTLIER_SPANS = 4.0
 """Errors further above the median than this many times the best ones lie below it are drawn in."""
-COMPRESSION = 8.0
+COMPRESSION = 4.0
 """By how much errors are drawn in above that."""
 NO_BETTER_THAN_GUESSING = 1.2
 """A network is no better than guessing up to this many times the accuracy of a guess."""

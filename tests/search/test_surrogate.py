@@ -88,7 +88,7 @@ def test_errors_that_are_drawn_in_keep_their_order_and_come_out_again():
     drawn = drawn_in(errors, 0.4)
     assert (np.diff(drawn) > 0).all()
     assert np.array_equal(drawn[errors <= 0.4], errors[errors <= 0.4])
-    assert drawn.max() < 0.5
+    assert drawn.max() < 0.6
     assert drawn_out(drawn, 0.4) == pytest.approx(errors)
 
 
