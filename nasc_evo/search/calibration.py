@@ -22,7 +22,12 @@ from scipy.special import expit, ndtri
 
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import read_json
-from nasc_evo.search.predictor import ErrorPredictor, Features, network_numbers
+from nasc_evo.search.predictor import (
+    NO_BETTER_THAN_GUESSING,
+    ErrorPredictor,
+    Features,
+    network_numbers,
+)
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.weights import file_sha256
 
@@ -35,8 +40,6 @@ INTERVAL = 0.9
 MIN_NETWORKS = 20
 MAX_NETWORKS = 500
 FOLDS = 10
-NO_BETTER_THAN_GUESSING = 1.2
-"""Networks that inherit at most this many times the accuracy of a guess have no estimate."""
 
 
 class Calibration:

@@ -29,6 +29,10 @@ REFIT_GROWTH = 1.4
 """Length scales are fitted anew when there are this many times as many designs."""
 OUTLIER_SPANS = 4.0
 """Errors further above the median than this many times the best ones lie below it are drawn in."""
+COMPRESSION = 4.0
+"""By how much errors are drawn in above that."""
+NO_BETTER_THAN_GUESSING = 1.2
+"""A network is no better than guessing up to this many times the accuracy of a guess."""
 FITTING_STEPS = 20
 PRIOR_DISTANCE = 6.0
 """Of two designs that differ in everything, before anything is learnt."""
@@ -66,11 +70,11 @@ def network_numbers(architecture: ArchitectureSpace, ops: NDArray[np.integer]) -
 def features(space: SplitSpace, batch: DesignBatch) -> Features:
     """Return the features of a decoded population.
 
-    Operations are those of the network that stands for all that compute the same. Cut, channels and
-    bits are left out where they are no genes with an effect (one channel group and one width).
+    Networks are seen as the one that stands for all that train alike. Cut, channels and bits are
+    left out where they are no genes with an effect (one channel group and one width).
     """
     architecture = space.architecture
-    ops = np.asarray(batch.ops, dtype=np.int64)
+    ops = architecture.alike(np.asarray(batch.ops, dtype=np.int64))
     columns = network_numbers(architecture, ops)
     if space.n_mask or len(space.bits_genes):
         n = architecture.n_blocks
@@ -91,7 +95,7 @@ def features(space: SplitSpace, batch: DesignBatch) -> Features:
                 np.where(active, share, 1.0),
                 np.where(active, 2.0 / np.maximum(batch.bits[:, link], 1), 0.0),
             ]
-    return Features(architecture.canonical(ops), np.column_stack(columns).astype(float))
+    return Features(ops, np.column_stack(columns).astype(float))
 
 
 class ErrorPredictor:
@@ -99,12 +103,21 @@ class ErrorPredictor:
 
     Args:
         fitted: Whether scales are fitted; else they stay those expected before anything is learnt.
-        searches: Whether small errors matter more than large ones: outliers are drawn in, and of
-            many designs only the best and newest ones are learnt from.
+        searches: Whether small errors matter more than large ones: those above the `knee` are
+            drawn in, and of many designs only the best and newest ones are learnt from.
+        guessing: The error of a guess. With it a search's errors are :func:`drawn_in`, and designs
+            no better than a guess are set apart from all others; without it, errors above the knee
+            count as equal.
+
+    Attributes:
+        knee: Up to which errors are what they are, since the last fit.
     """
 
-    def __init__(self, fitted: bool = True, searches: bool = True) -> None:
-        self.fitted, self.searches = fitted, searches
+    def __init__(
+        self, fitted: bool = True, searches: bool = True, guessing: float | None = None
+    ) -> None:
+        self.fitted, self.searches, self.guessing = fitted, searches, guessing
+        self.knee = np.inf
         self._log_scales: FloatArray | None = None
         self._fitted_at = 0
 
@@ -120,12 +133,18 @@ class ErrorPredictor:
             newest = np.arange(len(errors))[-(MAX_REMEMBERED - len(best)) :]
             rows = np.union1d(best, newest)
             known, errors = known.take(rows), errors[rows]
-        low, middle = errors.min(), float(np.median(errors))
-        highest = middle + OUTLIER_SPANS * max(middle - low, 1e-3)
-        clipped = np.minimum(errors, highest) if self.searches else errors
-        self._mean = float(clipped.mean())
-        self._scale = float(clipped.std()) or 1.0
-        y = (clipped - self._mean) / self._scale
+        if self.searches:
+            middle = float(np.median(errors))
+            span = max(middle - errors.min(), 1e-3)
+            self.knee = middle + OUTLIER_SPANS * span
+            if self.guessing is None:
+                errors = np.minimum(errors, self.knee)
+            else:
+                useless = 1 - errors <= NO_BETTER_THAN_GUESSING * (1 - self.guessing)
+                errors = drawn_in(errors, self.knee) + span * useless
+        self._mean = float(errors.mean())
+        self._scale = float(errors.std()) or 1.0
+        y = (errors - self._mean) / self._scale
         used = np.ptp(known.numbers, axis=0) > 0
         self._used = used
         known = Features(known.ops, known.numbers[:, used])
@@ -147,7 +166,7 @@ class ErrorPredictor:
         self._weights = cho_solve((self._cholesky, True), y)
 
     def predict(self, asked: Features) -> tuple[FloatArray, FloatArray]:
-        """Return the mean and the standard deviation of the error of designs, `[P]` each."""
+        """Return mean and standard deviation of the (drawn in) error of designs, `[P]` each."""
         asked = Features(asked.ops, asked.numbers[:, self._used])
         K = _kernel(asked, self._known, self._scales)
         mean = K @ self._weights
@@ -155,6 +174,21 @@ class ErrorPredictor:
         latent = np.maximum(self._scales[-2] - np.einsum("ij,ij->j", inner, inner), 0.0)
         variance = latent + self._scales[-1]
         return self._mean + self._scale * mean, self._scale * np.sqrt(variance)
+
+
+def drawn_in(errors: FloatArray, knee: float) -> FloatArray:
+    """Return errors as a search's predictor sees them, `[P]`.
+
+    What lies above the knee comes nearer, so that a few bad designs do not hide the differences of
+    good ones. It is not cut off: designs predicted there would look better than they are, and would
+    be evaluated again and again since the predictor could not learn it.
+    """
+    return np.minimum(errors, knee) + np.maximum(errors - knee, 0) / COMPRESSION
+
+
+def drawn_out(errors: FloatArray, knee: float) -> FloatArray:
+    """Return the errors that :func:`drawn_in` ones stand for, `[P]`."""
+    return np.minimum(errors, knee) + np.maximum(errors - knee, 0) * COMPRESSION
 
 
 def _distances(a: Features, b: Features, scales: FloatArray) -> FloatArray:
@@ -221,18 +255,24 @@ def _fit_scales(known: Features, y: FloatArray, start: FloatArray) -> FloatArray
 
 
 def expected_hypervolume_gain(
-    mean: FloatArray, deviation: FloatArray, cost: FloatArray, front: FloatArray
+    mean: FloatArray,
+    deviation: FloatArray,
+    cost: FloatArray,
+    front: FloatArray,
+    knee: float = np.inf,
 ) -> FloatArray:
     """Return the expected gain in hypervolume of designs whose cost is known and error is not.
 
-    The error is normal; for the cost `c` the gain is the integral over the levels below the front
-    of the probability to lie below them times how far the front is beyond `c` there.
+    The error is normal once drawn in; for the cost `c` the gain is the integral over the levels
+    below the front of the probability to lie below them times how far the front is beyond `c`.
 
     Args:
-        mean: Of the error of each design, `[P]`, in units of the reference point, as all here.
+        mean: Of the drawn in error of each design, `[P]`, in units of the reference point, as all
+            here.
         deviation: Standard deviations, `[P]`.
         cost: The other objective, `[P]`.
         front: Non-dominated `(error, cost)`, `[n, 2]`, inside the box of the reference point.
+        knee: Above which errors are drawn in.
 
     Returns:
         `[P]`, shares of the box.
@@ -242,7 +282,7 @@ def expected_hypervolume_gain(
     # is no worse than e; levels from below the best error up to the reference point
     upper = np.concatenate([front[order, 0], [1.0]])
     reach = np.concatenate([[1.0], front[order, 1]])
-    below = _partial(np.concatenate([[0.0], upper]), mean[:, None], deviation[:, None])
+    below = _shortfall(np.concatenate([[0.0], upper]), mean[:, None], deviation[:, None], knee)
     levels = np.diff(below, axis=1)
     return (levels * np.maximum(reach - cost[:, None], 0)).sum(axis=1)
 
@@ -253,24 +293,39 @@ def expected_scalar_gain(
     costs: FloatArray,
     front: FloatArray,
     weights: FloatArray,
+    knee: float = np.inf,
 ) -> FloatArray:
     """Return the expected gain of a weighted Chebyshev distance to zero, for any objectives.
 
     Args:
-        mean: Of the error of each design, `[P]`, in units of the reference point, as all here.
+        mean: Of the drawn in error of each design, `[P]`, in units of the reference point, as all
+            here.
         deviation: Standard deviations, `[P]`.
         costs: The other objectives, `[P, m - 1]`.
-        front: Objectives of the front, error first, `[n, m]`.
+        front: Objectives of the front, error first, `[n, m]`, inside the box.
         weights: Of the objectives, error first, `[m]`.
+        knee: Above which errors are drawn in.
 
     Returns:
         `[P]`.
     """
-    best = float((front * weights).max(axis=1).min())
+    best = float((front * weights).max(axis=1).min(initial=weights.max()))
     fixed = (costs * weights[1:]).max(axis=1)
-    gain = _partial(best / weights[0], mean, deviation)
-    gain -= _partial(np.minimum(fixed, best) / weights[0], mean, deviation)
-    return weights[0] * gain
+    level = np.minimum(fixed, best) / weights[0]
+    gain = _shortfall(best / weights[0], mean, deviation, knee)
+    return weights[0] * (gain - _shortfall(level, mean, deviation, knee))
+
+
+def _shortfall(level: Any, mean: FloatArray, deviation: FloatArray, knee: float) -> FloatArray:
+    """Return the expectation of how far an error lies below a level, 0 where above.
+
+    Mean and deviation are of the drawn in error, which is normal.
+    """
+    below = _partial(np.minimum(level, knee), mean, deviation)
+    if np.isinf(knee):
+        return below
+    high = drawn_in(np.maximum(level, knee), knee)
+    return below + COMPRESSION * (_partial(high, mean, deviation) - _partial(knee, mean, deviation))
 
 
 def _partial(level: Any, mean: FloatArray, deviation: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from nasc_evo.search.operators import (
 from nasc_evo.search.predictor import (
     ErrorPredictor,
     Features,
+    drawn_out,
     expected_hypervolume_gain,
     expected_scalar_gain,
     features,
@@ -78,7 +79,8 @@ class SurrogateSearch(Method):
     def setup(self, problem: Any, *, termination: Any = None, seed: int) -> None:
         """Begin a search."""
         super().setup(problem, termination=termination, seed=seed)
-        self.predictor = ErrorPredictor()
+        guessing = 1 - 1 / problem.space.architecture.n_classes
+        self.predictor = ErrorPredictor(guessing=guessing)
         self._features: dict[str, tuple[NDArray, NDArray]] = {}
         self._error = problem.objectives.index("error")
         self._begun = False
@@ -170,6 +172,8 @@ class SurrogateSearch(Method):
         mean, deviation = self.predictor.predict(features(problem.space, batch))
         mean = mean / self.reference[error]
         deviation = self.exploration * deviation / self.reference[error]
+        knee = self.predictor.knee / self.reference[error]
+        expected = drawn_out(mean, knee)
         front = problem.objective_values(non_dominated(problem, scored)) / self.reference
         front = np.column_stack([front[:, error], np.delete(front, error, axis=1)])
         front = front[(front < 1).all(axis=1)]
@@ -177,11 +181,13 @@ class SurrogateSearch(Method):
 
         def gains(rows: Any) -> NDArray[np.float64]:
             if two:
-                gain = expected_hypervolume_gain(mean[rows], deviation[rows], costs[rows, 0], front)
+                gain = expected_hypervolume_gain(
+                    mean[rows], deviation[rows], costs[rows, 0], front, knee
+                )
             else:
                 weights = 1 / np.maximum(self.rng.dirichlet(np.ones(problem.n_obj)), 1e-3)
                 gain = expected_scalar_gain(
-                    mean[rows], deviation[rows], costs[rows], front, weights
+                    mean[rows], deviation[rows], costs[rows], front, weights, knee
                 )
             return rounded(gain)
 
@@ -194,8 +200,10 @@ class SurrogateSearch(Method):
                 bounds[row], fresh[row] = gains([row])[0], True
                 continue
             chosen.append(row)
-            front = np.vstack([front, np.concatenate([[mean[row]], costs[row]])])
-            front = front[moocore.is_nondominated(front, keep_weakly=False)]
+            values = np.concatenate([[expected[row]], costs[row]])
+            if (values < 1).all():
+                front = np.vstack([front, values])
+                front = front[moocore.is_nondominated(front, keep_weakly=False)]
             if not two:
                 bounds = gains(slice(None))
             fresh[:] = not two

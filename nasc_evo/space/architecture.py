@@ -77,6 +77,14 @@ class ArchitectureSpace(ABC):
         """Return for each of `ops` `[P, n_genes]` the one that stands for all equal networks."""
         return ops
 
+    def alike(self, ops: IntArray) -> IntArray:
+        """Return for each of `ops` `[P, n_genes]` the one that stands for all that train alike.
+
+        They are equal and have as many weights with an effect: what a predictor of accuracy need
+        not tell apart.
+        """
+        return self.canonical(ops)
+
     @property
     def architectures(self) -> IntArray:
         """All architectures in their official order, `[n, n_genes]`; none if they have no order."""

@@ -5,7 +5,7 @@ every later one, each node the sum of what its edges bring. Stem, five cells, re
 cells, reduction, five cells and head make 19 blocks, cuts 0..19.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -110,14 +110,38 @@ class NASBench201Space(ArchitectureSpace):
         """
         return self.architectures[self._representatives[self.index(ops)]]
 
+    def alike(self, ops: IntArray) -> IntArray:
+        """Return, for each architecture, the one that represents all that train alike.
+
+        They compute the same with as many convolutions of each kind. Two convolutions of one node
+        have weights of their own; one whose result is used twice is as an expression the same, but
+        a smaller network. That makes 5260 classes. Within those of a mean error below 0.3 on
+        CIFAR-100 the standard deviation is 0.0031, within those of :meth:`canonical` 0.0049.
+        """
+        return self.architectures[self._alike[self.index(ops)]]
+
     @cached_property
     def _representatives(self) -> IntArray:
-        expressions = [cell_expression(ops) for ops in self.architectures.tolist()]
+        return self._fewest_operations(
+            [cell_expression(ops) for ops in self.architectures.tolist()]
+        )
+
+    @cached_property
+    def _alike(self) -> IntArray:
+        zero_input, unused = dead_edges(self.architectures)
+        used = np.where(zero_input | unused, NONE, self.architectures)
+        convs = [(used == op).sum(axis=1).tolist() for op in (CONV_3X3, CONV_1X1)]
+        return self._fewest_operations(
+            list(zip(self._representatives.tolist(), *convs, strict=True))
+        )
+
+    def _fewest_operations(self, keys: Sequence[Hashable]) -> IntArray:
+        """Return for each architecture that of the same key with the fewest operations."""
         used = (self.architectures != NONE).sum(axis=1)
-        best: dict[str, int] = {}
+        best: dict[Hashable, int] = {}
         for i in np.lexsort((np.arange(len(used)), used)).tolist():
-            best.setdefault(expressions[i], i)
-        return np.array([best[expression] for expression in expressions])
+            best.setdefault(keys[i], i)
+        return np.array([best[key] for key in keys])
 
     def position_codes(self, ops: IntArray, pruned: Sequence[str] = ()) -> IntArray:
         """Return the operation at each edge of each cell, without the kinds that are `pruned`.

@@ -18,12 +18,15 @@ from nasc_evo.search.predictor import (
     ErrorPredictor,
     _fit_scales,
     _prior_means,
+    drawn_in,
+    drawn_out,
     expected_hypervolume_gain,
     expected_scalar_gain,
     features,
 )
 from nasc_evo.search.screening import Screen
 from nasc_evo.search.surrogate import rounded, vary
+from nasc_evo.space import NASBench201Space, SplitSpace
 from problems import FBNetSplit, NASBench201Split
 from tests.conftest import needs_data
 from tests.search.test_search import Formula, journal_of, problem, search
@@ -34,15 +37,16 @@ def tabular(**options):
     return NASBench201Split(dataset="cifar100", evaluator="tabular", **options)
 
 
-def test_the_gain_is_the_mean_of_sampled_hypervolume_gains():
+@pytest.mark.parametrize("knee", [np.inf, 0.9, 0.4])
+def test_the_gain_is_the_mean_of_sampled_hypervolume_gains(knee):
     rng = np.random.default_rng(0)
     front = np.array([[0.2, 0.8], [0.35, 0.5], [0.6, 0.3]])
     mean, deviation = rng.uniform(0.1, 0.8, 12), rng.uniform(0.01, 0.2, 12)
     cost = rng.uniform(0.05, 1.1, 12)
-    gain = expected_hypervolume_gain(mean, deviation, cost, front)
+    gain = expected_hypervolume_gain(mean, deviation, cost, front, knee)
     before = hypervolume(front, np.ones(2))
     for i in range(12):
-        errors = np.clip(rng.normal(mean[i], deviation[i], 4000), 0, None)
+        errors = drawn_out(np.clip(rng.normal(mean[i], deviation[i], 4000), 0, None), knee)
         after = [hypervolume(np.vstack([front, [e, cost[i]]]), np.ones(2)) for e in errors]
         spread = np.std(after) / np.sqrt(4000)
         assert gain[i] == pytest.approx(np.mean(after) - before, abs=5 * spread + 1e-9)
@@ -55,19 +59,37 @@ def test_the_gain_without_a_front_is_the_box_of_the_design():
     assert gain[0] == pytest.approx(0.7 * 0.6)
 
 
-def test_the_scalar_gain_is_the_mean_of_sampled_gains():
+@pytest.mark.parametrize("knee", [np.inf, 0.4])
+def test_the_scalar_gain_is_the_mean_of_sampled_gains(knee):
     rng = np.random.default_rng(1)
     front = rng.uniform(0.3, 0.9, (5, 3))
     weights = np.array([1.0, 2.0, 0.5])
     costs = rng.uniform(0.05, 0.6, (8, 2))
     mean, deviation = rng.uniform(0.1, 0.9, 8), rng.uniform(0.01, 0.3, 8)
-    gain = expected_scalar_gain(mean, deviation, costs, front, weights)
+    gain = expected_scalar_gain(mean, deviation, costs, front, weights, knee)
     best = (front * weights).max(axis=1).min()
     for i in range(8):
-        errors = rng.normal(mean[i], deviation[i], 40000)
+        errors = drawn_out(rng.normal(mean[i], deviation[i], 40000), knee)
         fixed = (costs[i] * weights[1:]).max()
         sampled = np.maximum(best - np.maximum(weights[0] * errors, fixed), 0)
         assert gain[i] == pytest.approx(sampled.mean(), abs=5 * sampled.std() / 200 + 1e-9)
+
+
+def test_without_a_front_the_scalar_gain_is_that_over_the_reference_point():
+    weights = np.array([1.0, 2.0, 0.5])
+    gain = expected_scalar_gain(
+        np.array([0.3]), np.array([1e-9]), np.array([[0.2, 0.9]]), np.empty((0, 3)), weights
+    )
+    assert gain[0] == pytest.approx(2.0 - 0.45)
+
+
+def test_errors_that_are_drawn_in_keep_their_order_and_come_out_again():
+    errors = np.linspace(0, 1, 50)
+    drawn = drawn_in(errors, 0.4)
+    assert (np.diff(drawn) > 0).all()
+    assert np.array_equal(drawn[errors <= 0.4], errors[errors <= 0.4])
+    assert drawn.max() < 0.6
+    assert drawn_out(drawn, 0.4) == pytest.approx(errors)
 
 
 def test_the_predictor_learns_and_knows_what_it_does_not():
@@ -85,13 +107,16 @@ def test_the_predictor_learns_and_knows_what_it_does_not():
     assert np.median(at_known) < np.median(deviation)
 
 
-def test_networks_that_compute_the_same_have_the_same_operations_for_the_predictor():
-    space = NASBench201Split(evaluator=Formula()).space
+def test_networks_that_train_alike_are_one_for_the_predictor():
+    space = SplitSpace(NASBench201Space(), merge_equal_networks=False)
     ops = space.architecture.architectures[::97]
     X = np.zeros((len(ops), space.n_var), dtype=np.int64)
     X[:, : space.n_arch] = ops
-    seen = features(space, space.decode_batch(X)).ops
-    assert np.array_equal(seen, space.architecture.canonical(ops))
+    seen = features(space, space.decode_batch(X))
+    X[:, : space.n_arch] = alike = space.architecture.alike(ops)
+    other = features(space, space.decode_batch(X))
+    assert np.array_equal(seen.ops, alike)
+    assert np.array_equal(seen.numbers, other.numbers)
 
 
 def test_the_gradient_of_the_marginal_likelihood_is_that_of_finite_differences(monkeypatch):
@@ -163,11 +188,13 @@ def test_a_batch_is_what_choosing_one_after_another_gives():
     front = one.objective_values(non_dominated(one, scored)) / point
     front, plain = front[(front < 1).all(axis=1)], []
     mean, deviation = mean / point[0], algorithm.exploration * deviation / point[0]
+    knee = algorithm.predictor.knee / point[0]
     for _ in range(12):
-        gain = rounded(expected_hypervolume_gain(mean, deviation, cost, front))
+        gain = rounded(expected_hypervolume_gain(mean, deviation, cost, front, knee))
         gain[plain] = -1
         plain.append(int(np.argmax(gain)))
-        front = np.vstack([front, [mean[plain[-1]], cost[plain[-1]]]])
+        front = np.vstack([front, [drawn_out(mean[plain[-1]], knee), cost[plain[-1]]]])
+        front = front[(front < 1).all(axis=1)]
         front = front[moocore.is_nondominated(front, keep_weakly=False)]
     assert algorithm._choose(X, scored, 12) == plain
 
@@ -214,16 +241,20 @@ def test_the_predictor_saves_evaluations():
     assert min(values["surrogate"]) > max(values["nsga2"])
 
 
-def test_near_the_exact_front_after_200_evaluations():
+@pytest.mark.parametrize("device", ["raspi4", "edgegpu"])
+def test_near_the_exact_front_after_200_evaluations(device):
     from nasc_evo.search.exact import exact_front
 
-    one = tabular(device="raspi4")
+    one = tabular(device=device)
     reference = np.array([one.reference_point[name] for name in one.objectives])
     truth = hypervolume(one.objective_values(exact_front(one)), reference)
     one.forget()
     algorithm = create_algorithm("surrogate", one)
-    F = one.objective_values(run_search(one, algorithm, 200, seed=0).evaluations)
-    assert 0.997 * truth < hypervolume(F, reference) <= truth
+    evaluations = run_search(one, algorithm, 200, seed=0).evaluations
+    F = one.objective_values(evaluations)
+    assert 0.999 * truth < hypervolume(F, reference) <= truth
+    # what is no better than guessing costs least of all, and yet is not tried time and again
+    assert sum(e.score.error > 0.98 for e in evaluations[20:]) <= 10
 
 
 def test_a_small_space_ends_with_its_exact_front():
@@ -247,6 +278,12 @@ def test_three_objectives_and_a_limit_on_the_error():
     result = search(one, "surrogate", 60, pop_size=None)
     assert len(result.evaluations) == 60
     assert one.feasible(result.evaluations).mean() > 0.5
+
+
+def test_three_objectives_and_a_limit_that_nothing_meets():
+    limits = {"error": 1e-6}
+    one = problem(objectives=["payload_bytes", "error", "latency_ms"], limits=limits)
+    assert len(search(one, "surrogate", 40, pop_size=None).evaluations) == 40
 
 
 def test_without_the_error_there_is_nothing_to_predict():

@@ -67,6 +67,25 @@ def test_equal_networks_are_one_phenotype():
     assert first.arch != second.arch
 
 
+def test_networks_that_train_alike_are_equal_and_have_as_many_weights():
+    alike = SPACE.alike(ALL)
+    assert len(np.unique(alike, axis=0)) == 5260
+    assert np.array_equal(SPACE.alike(alike), alike)
+    assert np.array_equal(SPACE.canonical(alike), SPACE.canonical(ALL))
+    assert np.array_equal(SPACE.alike(SPACE.canonical(ALL)), SPACE.canonical(ALL))
+    used = np.where(np.logical_or(*dead_edges(ALL)), NONE, ALL)
+    assert np.array_equal(SPACE.params(alike), SPACE.params(used))
+    # two convolutions of the input, or one whose result is used twice
+    two = SPACE.parse(
+        "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|none~0|skip_connect~1|skip_connect~2|"
+    )
+    one = SPACE.parse(
+        "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|skip_connect~1|skip_connect~2|"
+    )
+    assert np.array_equal(*SPACE.canonical(np.array([two, one])))
+    assert not np.array_equal(*SPACE.alike(np.array([two, one])))
+
+
 @pytest.mark.parametrize(
     ("ops", "zero_input", "unused"),
     [
