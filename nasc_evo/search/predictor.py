@@ -141,6 +141,7 @@ class ErrorPredictor:
                 errors = np.minimum(errors, self.knee)
             else:
                 useless = 1 - errors <= NO_BETTER_THAN_GUESSING * (1 - self.guessing)
+                useless &= errors > self.knee  # below it errors are what they are
                 errors = drawn_in(errors, self.knee) + span * useless
         self._mean = float(errors.mean())
         self._scale = float(errors.std()) or 1.0

@@ -10,10 +10,12 @@ thus serves training, calibration and evaluation:
 - :class:`Normed` does the same from the norms alone, for few images.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from shutil import which
 from typing import NamedTuple, Protocol
 
 import torch
@@ -102,8 +104,9 @@ def add(y: Tensor, plus: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
-    """Return whether Triton is installed, as it is with torch's CUDA builds."""
-    return find_spec("triton") is not None
+    """Return whether Triton is installed, as it is with torch's CUDA builds, and can compile."""
+    compiler = os.environ.get("CC") or which("cc") or which("gcc") or which("clang")
+    return find_spec("triton") is not None and compiler is not None
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ cuDNN leaves bias, activation and residual to kernels of their own, which move m
 convolutions of a candidate do: half of the time of its evaluation.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,9 +16,9 @@ BLOCK = 4096
 
 
 def finish(y: Tensor, bias: Tensor, plus: Tensor | None, relu: bool) -> Tensor:
-    """Add bias and `plus` to `y` `[N, C, H, W]` in place, activate where `relu`; return `y`.
+    """Return `y` `[N, C, H, W]` with bias and `plus` added, activated where `relu`.
 
-    Nothing is copied where they are channels_last.
+    In place, and nothing is copied, where they are channels_last.
     """
     y = channels_last(y)
     channels = y.shape[1]
@@ -26,13 +27,14 @@ def finish(y: Tensor, bias: Tensor, plus: Tensor | None, relu: bool) -> Tensor:
     block_m = max(1, BLOCK // block_c)
     grid = (triton.cdiv(rows, block_m),)
     other = y if plus is None else channels_last(plus)
-    _finish_kernel[grid](
-        *(y, bias, other, rows, channels),
-        PLUS=plus is not None,
-        RELU=relu,
-        BLOCK_M=block_m,
-        BLOCK_C=block_c,
-    )
+    with torch.cuda.device(y.device):
+        _finish_kernel[grid](
+            *(y, bias, other, rows, channels),
+            PLUS=plus is not None,
+            RELU=relu,
+            BLOCK_M=block_m,
+            BLOCK_C=block_c,
+        )
     return y
 
 
@@ -58,5 +60,5 @@ def _finish_kernel(
     if PLUS:
         y += tl.load(plus_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if RELU:
-        y = tl.maximum(y, 0.0)
+        y = tl.where(y < 0.0, 0.0, y)  # NaN stays
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)

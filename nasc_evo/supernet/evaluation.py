@@ -16,7 +16,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nasc_evo.data.images import ImageDataset
@@ -144,6 +146,7 @@ class SupernetEvaluator:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stored: dict[str, NDArray[np.uint8]] = {}
         available = len(dataset.split("calibration"))
         if calibration_images > available:
             raise UserError(
@@ -164,6 +167,10 @@ class SupernetEvaluator:
 
     def describe(self) -> dict[str, Any]:
         """Return weights, images and numerics: what an accuracy is a function of."""
+        bfloat16 = self.dtype == "bfloat16"
+        close = f"the closest 1 of {CLOSE} images in float32" if bfloat16 else "as all others"
+        on_cpu = self.device.type == "cpu"
+        library = "oneDNN" if on_cpu else "cuDNN (TF32 where it says float32)"
         return {
             "weights_sha256": self._weights_sha256,
             "dataset": self.dataset.name,
@@ -172,11 +179,11 @@ class SupernetEvaluator:
             "numerics": {
                 "dtype": self.dtype,
                 "statistics": f"float32, calibration on {self.calibration_images} training images",
-                "close_decisions": f"the closest 1 of {CLOSE} images in float32",
+                "close_decisions": close,
                 "tile_kb": self.tile_kb,
                 "threads": self.threads,
                 "processor": self.device.type,
-                "backend": "torch eager, folded convolutions (by oneDNN on a CPU), channels_last",
+                "backend": f"torch eager, folded convolutions by {library}, channels_last",
             },
         }
 
@@ -203,6 +210,7 @@ class SupernetEvaluator:
         """Return the inputs and labels of a split, kept after the first call."""
         if split not in self._inputs:
             images = self.dataset.split(split)
+            self._stored[split] = images.x
             inputs = to_input(images.x, self.dataset, self.device, DTYPES[self.dtype])
             self._inputs[split] = inputs, torch.from_numpy(images.y).to(self.device)
         return self._inputs[split]
@@ -275,7 +283,7 @@ class SupernetEvaluator:
         logits = torch.cat(outputs)
         if dtype != torch.float32:
             close = closest(logits, math.ceil(images / CLOSE))
-            stored = self.dataset.split(split).x[close.cpu().numpy()]
+            stored = self._stored[split][close.cpu().numpy()]
             inputs = to_input(stored, self.dataset, self.device, torch.float32).split(slab)
             exact = [run_normed(part, blocks, norms, sent) for part in inputs]
             logits[close] = torch.cat(exact)

@@ -5,7 +5,6 @@ Schedule, augmentation, averaged weights, checkpoints and log are those of super
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nasc_evo.data.images import ImageDataset
+from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.deploy import DeployedNetwork, deploy
@@ -55,6 +55,11 @@ class NetworkTrainer(Trainer):
     ) -> None:
         self.design, self.mask_groups, self.details = design, mask_groups, dict(details or {})
         super().__init__(space, dataset, config, folder)
+        if self.processes.count > 1:
+            raise UserError(
+                f"One network is trained by one process, not by {self.processes.count}; start "
+                "nasc_evo.finetune without torchrun."
+            )
         self.transmissions = [
             (cut, channel_mask(mask, space.cut_shapes[cut][0]).to(self.device), bits)
             for cut, (mask, bits) in transmissions(design).items()
@@ -82,7 +87,7 @@ class NetworkTrainer(Trainer):
         network = deploy(self.averaged_supernet(weights), self.design, self.dataset)
         details = {
             **self.details,
-            "recipe": asdict(self.config),
+            "recipe": self.recipe(),
             "steps": self.step,
             "best_step": self.best["step"],
             "seconds": round(self.seconds, 1),

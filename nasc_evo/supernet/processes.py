@@ -6,6 +6,7 @@
 import atexit
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,21 @@ class Processes:
         if self.count > 1:
             dist.broadcast(now, 0)
         return float(now)
+
+    def wait(self) -> None:
+        """Wait for all processes: `torchrun` ends the others as soon as one has ended."""
+        self.clock()
+
+    def differ(self, values: Sequence[float]) -> bool:
+        """Return whether some process has other values than the first."""
+        if self.count == 1:
+            return False
+        ours = torch.tensor(values, dtype=torch.float64)
+        theirs = ours.clone()
+        dist.broadcast(theirs, 0)
+        different = torch.tensor([float((ours != theirs).any())])
+        dist.all_reduce(different)
+        return bool(different)
 
     def gradients(self, module: nn.Module) -> Tensor | None:
         """Give all weights gradients that are parts of one tensor, and return it; None if alone."""

@@ -173,6 +173,11 @@ class TrainingConfig:
 STAGE = ("sha256", "recipe", "steps", "processes", "seconds", "validation", "machine", "commit")
 
 
+def _checksum(value: Tensor) -> int:
+    """Return a number that depends on every bit of a float32 tensor."""
+    return int(value.contiguous().view(torch.int32).sum(dtype=torch.int64))
+
+
 def _stages(manifest: Mapping[str, Any]) -> list[Any]:
     """Return how stored weights were trained: the stages before their last one, and that one."""
     last = {key: manifest[key] for key in STAGE if key in manifest}
@@ -214,6 +219,11 @@ class Trainer:
         self.processes = join_processes()
         self.device = torch.device(processor)
         if processor == "cuda":
+            if self.processes.local >= torch.cuda.device_count():
+                raise UserError(
+                    f"{self.processes.local + 1} or more processes train on this machine, which "
+                    f"has {torch.cuda.device_count()} GPUs; start one a GPU."
+                )
             self.device = torch.device(processor, self.processes.local)
             torch.cuda.set_device(self.device)
         dtype = config.dtype
@@ -251,6 +261,11 @@ class Trainer:
         self._log_file = folder / "log.csv"
         if self.checkpoint.exists():
             self._load()
+        if self.processes.differ([self.step, *map(_checksum, self.averaged)]):
+            raise UserError(
+                f"The processes of this training begin differently, this one at step {self.step}: "
+                "give all of them the same files and the same folder, with its checkpoint."
+            )
 
     def _optimizer(self) -> torch.optim.SGD:
         decayed = [p for p in self.supernet.parameters() if p.ndim > 1]
@@ -517,6 +532,7 @@ class Trainer:
         finally:
             if first:
                 self.save()
+        self.processes.wait()
         if self.progress < 1:
             return None
         return self.finish() if first else self.folder
@@ -618,7 +634,7 @@ class Trainer:
         kept = ("largest", "median", "lowest", "mean", "step")
         validation = {key: self.best[key] for key in kept if key in self.best}
         details = {
-            "recipe": asdict(self.config),
+            "recipe": self.recipe(),
             "steps": self.step,
             "processes": self.processes.count,
             "seconds": round(self.seconds, 1),
@@ -633,6 +649,11 @@ class Trainer:
         }
         importance = self.channel_importance(supernet)
         return save_supernet(supernet, self.dataset, self.folder, importance, details)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the recipe as manifests state it: weights to start from by their sha256."""
+        init = self.earlier_stages[-1]["sha256"] if self.earlier_stages else None
+        return asdict(self.config) | {"init": init}
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a checkpoint to go on here."""

@@ -107,6 +107,19 @@ def test_the_predictor_learns_and_knows_what_it_does_not():
     assert np.median(at_known) < np.median(deviation)
 
 
+def test_errors_of_few_classes_are_what_they_are():
+    space = FBNetSplit(evaluator=Formula()).space
+    batch = space.decode_batch(random_genomes(space, 80, np.random.default_rng(0)))
+    known = features(space, batch)
+    share = (known.ops > 4).mean(axis=1)
+    errors = 0.55 - 0.3 * (share - share.min())  # of two classes, most no better than a guess
+    for guessing in (None, 0.5):
+        predictor = ErrorPredictor(guessing=guessing)
+        predictor.fit(known, errors)
+        mean, _ = predictor.predict(known)
+        assert abs(mean - errors).max() < 0.01
+
+
 def test_networks_that_train_alike_are_one_for_the_predictor():
     space = SplitSpace(NASBench201Space(), merge_equal_networks=False)
     ops = space.architecture.architectures[::97]

@@ -56,6 +56,10 @@ def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu)
     if not relu:
         plus = torch.flip(x, (0,))
         torch.testing.assert_close(conv(x, plus), expected + plus)
+    half = conv.to(torch.bfloat16)(x.bfloat16()).float()
+    torch.testing.assert_close(half, expected.relu() if relu else expected, rtol=0.02, atol=0.02)
+    x[0, 0, 0, 0] = torch.nan
+    assert conv(x)[0, 0, 0, 0].isnan()
 
 
 def test_captured_blocks_give_the_gradients_of_the_same_kernels():

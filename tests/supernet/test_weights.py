@@ -45,6 +45,9 @@ def test_shipped_weights_load_and_state_their_origin(space_name, dataset_name):
     shipped = find_weights(space, dataset)
     manifest = read_manifest(shipped, space, dataset)
     assert manifest["licence"].startswith("MIT")
+    assert manifest["machine"]
+    assert "/" not in str([s["recipe"]["init"] for s in manifest.get("earlier_stages", ())])
+    assert "/" not in str(manifest["recipe"].get("init"))
     assert manifest["recipe"]["epochs"] > 0
     assert 1 / dataset.n_classes < manifest["validation"]["median"] < 1
     supernet = load_supernet(space, dataset, shipped)
