@@ -42,8 +42,8 @@ class Processes:
             dist.broadcast(now, 0)
         return float(now)
 
-    def wait(self) -> None:
-        """Wait for all processes: `torchrun` ends the others as soon as one has ended."""
+    def wait_for_first(self) -> None:
+        """Wait for the first process, which `torchrun` kills when another fails before it."""
         self.clock()
 
     def differ(self, values: Sequence[float]) -> bool:

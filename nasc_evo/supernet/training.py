@@ -532,7 +532,7 @@ class Trainer:
         finally:
             if first:
                 self.save()
-        self.processes.wait()
+        self.processes.wait_for_first()
         if self.progress < 1:
             return None
         return self.finish() if first else self.folder
