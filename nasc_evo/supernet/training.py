@@ -29,6 +29,7 @@ from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import check_uncompressed
 from nasc_evo.space.architecture import ArchitectureSpace
+from nasc_evo.space.genome import SplitSpace
 from nasc_evo.supernet.blocks import Calibration, batch_norm_unit, has_triton
 from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
 from nasc_evo.supernet.inputs import normalize, pad_and_resize, to_input, to_uint8
@@ -41,7 +42,13 @@ from nasc_evo.supernet.model import (
 )
 from nasc_evo.supernet.processes import join_processes
 from nasc_evo.supernet.progress import TrainingProgress
-from nasc_evo.supernet.weights import find_weights, load_supernet, read_manifest, save_supernet
+from nasc_evo.supernet.weights import (
+    find_weights,
+    load_importance,
+    load_supernet,
+    read_manifest,
+    save_supernet,
+)
 
 MASK_GROUPS = 8
 KEPT_GROUPS = (1, 2, 3, 4, 6, 8)
@@ -71,8 +78,8 @@ class TrainingConfig:
         distillation: Share of the largest network's soft answers in what random networks learn;
             the rest is the labels.
         transmission: Share of random networks that send through a cut.
-        leading: Share of these that send the first groups of channels; the others send random
-            ones.
+        leading: Share of these that send the most important groups of channels, by the order that
+            `init` holds, or the first ones where there is none; the others send random ones.
         gradient_clip: Largest norm of the gradient.
         ema: Decay of the averaged weights, which are the result.
         crop_padding: Pixels of the random shift.
@@ -241,12 +248,17 @@ class Trainer:
         self.x = to_uint8(train.x, self.device)
         self.y = torch.from_numpy(train.y).to(self.device)
         self.earlier_stages: list[Any] = []
+        self.importance: dict[int, NDArray[np.float64]] = {}
         if config.init is None:
             self.supernet = build_supernet(space, torch.Generator().manual_seed(config.seed))
         else:
             path = find_weights(space, dataset, config.init)
             self.supernet = load_supernet(space, dataset, path).train().requires_grad_(True)
             self.earlier_stages = _stages(read_manifest(path, space, dataset))
+            self.importance = load_importance(path)
+        self.group_order = SplitSpace(
+            space, mask_groups=MASK_GROUPS, channel_importance=self.importance
+        ).importance
         self.supernet.to(self.device)
         self.averaged = [p.detach().clone() for p in self.supernet.parameters()]
         self.gradients = self.processes.gradients(self.supernet)
@@ -307,11 +319,11 @@ class Trainer:
         return tuple(int(column[place]) for column in columns)
 
     def random_transmission(self, rng: np.random.Generator) -> list[Transmission]:
-        """Return a random cut with a group-aligned mask and bits: leading or random groups."""
+        """Return a random cut with a mask, whole groups, and bits: leading or random groups."""
         cut = int(rng.integers(1, self.space.n_blocks))
         kept = int(rng.choice(KEPT_GROUPS))
         groups = (
-            np.arange(MASK_GROUPS)
+            self.group_order[cut]
             if rng.random() < self.config.leading
             else rng.permutation(MASK_GROUPS)
         )
@@ -628,7 +640,10 @@ class Trainer:
         return scores
 
     def finish(self) -> Path:
-        """Write the best averaged weights with importance and manifest; return the weight file."""
+        """Write the best averaged weights with importance and manifest; return the weight file.
+
+        The importance of channels stays that of `init`, by which masks were drawn.
+        """
         weights = [p.to(self.device) for p in self.best["weights"]]
         supernet = self.averaged_supernet(weights)
         kept = ("largest", "median", "lowest", "mean", "step")
@@ -647,7 +662,7 @@ class Trainer:
             },
             "versions": {"nasc_evo": __version__, "torch": str(torch.__version__)},
         }
-        importance = self.channel_importance(supernet)
+        importance = self.importance or self.channel_importance(supernet)
         return save_supernet(supernet, self.dataset, self.folder, importance, details)
 
     def recipe(self) -> dict[str, Any]:

@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from nasc_evo.data.images import ImageDataset, Images
 from nasc_evo.errors import UserError
 from nasc_evo.space import FBNetSpace
+from nasc_evo.supernet.model import build_supernet
 from nasc_evo.supernet.training import Trainer, TrainingConfig
-from nasc_evo.supernet.weights import load_importance, load_supernet, read_manifest
+from nasc_evo.supernet.weights import (
+    load_importance,
+    load_supernet,
+    read_manifest,
+    save_supernet,
+)
 
 
 class Blobs(ImageDataset):
@@ -246,6 +252,21 @@ def test_masks_send_leading_groups_as_often_as_asked(tmp_path):
         # of the random masks, a few lead by chance: all 8 groups always, 1 of 8 one time in 8, ...
         by_chance = np.mean([1 / math.comb(8, n) for n in (1, 2, 3, 4, 6, 8)])
         assert abs(leading / 400 - (share + (1 - share) * by_chance)) < 0.06
+
+
+def test_leading_groups_are_the_most_important_of_the_weights_that_training_starts_from(tmp_path):
+    supernet = build_supernet(SPACE, torch.Generator().manual_seed(0))
+    importance = {c: np.arange(float(SPACE.cut_shapes[c][0])) for c in range(1, 24)}
+    path = save_supernet(supernet, Blobs(), tmp_path, importance, {})
+    one = trainer(tmp_path / "out", replace(CONFIG, init=str(path), leading=1.0, epochs=1))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ((_, kept, _),) = one.random_transmission(rng)
+        count = int(kept.sum())
+        assert kept[-count:].all()
+    written = load_importance(one.run())
+    for cut, scores in importance.items():
+        assert written[cut].tolist() == scores.tolist()
 
 
 def test_augmentation_keeps_images_and_is_a_function_of_the_step(tmp_path):
