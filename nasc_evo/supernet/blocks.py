@@ -147,13 +147,11 @@ class FoldedConv(NamedTuple):
         """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
         if not self.weight.is_mkldnn:
-            fused = x.is_cuda and has_triton() and not torch.is_grad_enabled()
-            bias = None if fused else self.bias
-            y = F.conv2d(x, self.weight, bias, stride, padding, dilation, self.groups)
-            if fused:
-                from nasc_evo.supernet.epilogue import finish
+            if x.is_cuda and has_triton() and not torch.is_grad_enabled():
+                from nasc_evo.supernet.convolutions import convolve
 
-                return finish(y, self.bias, plus, self.relu)
+                return convolve(self, x, plus)
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
             return y.relu_() if self.relu else add(y, plus)
         how = (self.weight, self.bias, padding, stride, dilation, self.groups)
         if plus is None:

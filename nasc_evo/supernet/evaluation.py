@@ -16,9 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nasc_evo.data.images import ImageDataset
@@ -26,7 +24,7 @@ from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import Block, FixedNorm, FoldedBlock, Normed, fold_block
-from nasc_evo.supernet.inputs import to_input
+from nasc_evo.supernet.inputs import prepare, to_input, to_uint8
 from nasc_evo.supernet.model import Supernet
 from nasc_evo.supernet.prefixes import Images, Path, PrefixCache, retiled, shared_prefixes
 from nasc_evo.supernet.score import Score
@@ -146,7 +144,7 @@ class SupernetEvaluator:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._inputs: dict[str, tuple[Tensor, Tensor]] = {}
-        self._stored: dict[str, NDArray[np.uint8]] = {}
+        self._stored: dict[str, Tensor] = {}
         available = len(dataset.split("calibration"))
         if calibration_images > available:
             raise UserError(
@@ -210,8 +208,8 @@ class SupernetEvaluator:
         """Return the inputs and labels of a split, kept after the first call."""
         if split not in self._inputs:
             images = self.dataset.split(split)
-            self._stored[split] = images.x
-            inputs = to_input(images.x, self.dataset, self.device, DTYPES[self.dtype])
+            stored = self._stored[split] = to_uint8(images.x, self.device)
+            inputs = prepare(stored, self.dataset, DTYPES[self.dtype])
             self._inputs[split] = inputs, torch.from_numpy(images.y).to(self.device)
         return self._inputs[split]
 
@@ -262,6 +260,18 @@ class SupernetEvaluator:
         blocks = self.supernet.blocks(design.ops)
         folded_blocks: list[FoldedBlock] = []
         calibration, norms = start.calibration, list(start.norms)
+
+        def further(tiles: Sequence[Tensor], index: int, folded: FoldedBlock) -> Sequence[Tensor]:
+            """Return images behind one more block."""
+            tiles = retiled(tiles, folded.tile)
+            if index in sent:
+                tiles = [transmit(tile, *sent[index]) for tile in tiles]
+            tiles = [folded(tile) for tile in tiles]
+            if index + 1 in kept:
+                kept[index + 1].slabs.append(tiles)
+            return tiles
+
+        tiles: Sequence[Tensor] = start.slabs[0]  # between calibrations, so that a GPU has work
         for index, block in enumerate(blocks[begun:], begun):
             if index in sent:
                 calibration = transmit(calibration, *sent[index])
@@ -270,22 +280,17 @@ class SupernetEvaluator:
             norms.append(folded.norms)
             if index + 1 in wanted:
                 kept[index + 1] = Images(calibration, list(norms), [])
-        outputs: list[Tensor] = []
-        for tiles in start.slabs:
+            tiles = further(tiles, index, folded)
+        outputs = list(tiles)
+        for tiles in start.slabs[1:]:
             for index, folded in enumerate(folded_blocks, begun):
-                tiles = retiled(tiles, folded.tile)
-                if index in sent:
-                    tiles = [transmit(tile, *sent[index]) for tile in tiles]
-                tiles = [folded(tile) for tile in tiles]
-                if index + 1 in kept:
-                    kept[index + 1].slabs.append(tiles)
+                tiles = further(tiles, index, folded)
             outputs += tiles
         logits = torch.cat(outputs)
         if dtype != torch.float32:
             close = closest(logits, math.ceil(images / CLOSE))
-            stored = self._stored[split][close.cpu().numpy()]
-            inputs = to_input(stored, self.dataset, self.device, torch.float32).split(slab)
-            exact = [run_normed(part, blocks, norms, sent) for part in inputs]
+            inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
+            exact = [run_normed(part, blocks, norms, sent) for part in inputs.split(slab)]
             logits[close] = torch.cat(exact)
         if not logits.isfinite().all():
             raise FloatingPointError("the outputs of the inherited network are not finite")

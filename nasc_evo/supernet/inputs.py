@@ -1,5 +1,6 @@
 """From stored uint8 images to the normalised tensors that networks see."""
 
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -43,13 +44,24 @@ def pad_and_resize(x: Tensor, dataset: InputFormat) -> Tensor:
 
 def normalize(x: Tensor, dataset: InputFormat, dtype: torch.dtype) -> Tensor:
     """Return images in 0..1 normalised by the data set's mean and deviation, channels last."""
-    mean = torch.tensor(dataset.mean, device=x.device)[:, None, None]
-    std = torch.tensor(dataset.std, device=x.device)[:, None, None]
+    mean, std = (_of_channels(values, x.device) for values in (dataset.mean, dataset.std))
     return ((x - mean) / std).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a value a channel, `[C, 1, 1]`; kept, since a copy to a GPU waits for its work."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
+def prepare(x: Tensor, dataset: InputFormat, dtype: torch.dtype) -> Tensor:
+    """Return uint8 images `[N, C, H, W]` as network inputs `[N, 3, geometry, geometry]`."""
+    return normalize(pad_and_resize(x, dataset), dataset, dtype)
 
 
 def to_input(
     x: NDArray[np.uint8], dataset: InputFormat, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return stored images as network inputs `[N, 3, geometry, geometry]`."""
-    return normalize(pad_and_resize(to_uint8(x, device), dataset), dataset, dtype)
+    """Return stored images `[N, H, W, C]` as network inputs on a device."""
+    return prepare(to_uint8(x, device), dataset, dtype)
