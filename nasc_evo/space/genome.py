@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import combinations_with_replacement
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace, IntArray
@@ -113,7 +113,7 @@ class SplitSpace:
         allow_raw_offload: bool = False,
         min_device_blocks: int = 2,
         min_last_blocks: int = 0,
-        channel_importance: Mapping[int, Sequence[float]] | None = None,
+        channel_importance: Mapping[int, ArrayLike] | None = None,
     ) -> None:
         self.architecture = architecture
         self.n_links = n_links
@@ -185,7 +185,7 @@ class SplitSpace:
         groups[1:-1] = mask_groups
         return groups
 
-    def _importance_order(self, scores: Mapping[int, Sequence[float]]) -> IntArray:
+    def _importance_order(self, scores: Mapping[int, ArrayLike]) -> IntArray:
         order = np.tile(np.arange(self.max_groups), (len(self.groups_at), 1))
         for cut, values in scores.items():
             if not 0 < cut < self.architecture.n_blocks:

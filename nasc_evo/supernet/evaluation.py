@@ -23,7 +23,14 @@ from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
-from nasc_evo.supernet.blocks import Block, FixedNorm, FoldedBlock, Normed, fold_block
+from nasc_evo.supernet.blocks import (
+    Block,
+    FixedNorm,
+    FoldedBlock,
+    Normed,
+    fold_block,
+    has_triton,
+)
 from nasc_evo.supernet.inputs import prepare, to_input, to_uint8
 from nasc_evo.supernet.model import Supernet
 from nasc_evo.supernet.prefixes import Images, Path, PrefixCache, retiled, shared_prefixes
@@ -168,7 +175,8 @@ class SupernetEvaluator:
         bfloat16 = self.dtype == "bfloat16"
         close = f"the closest 1 of {CLOSE} images in float32" if bfloat16 else "as all others"
         on_cpu = self.device.type == "cpu"
-        library = "oneDNN" if on_cpu else "cuDNN (TF32 where it says float32)"
+        on_gpu = f"{'Triton and ' * has_triton()}cuDNN (TF32 where it says float32)"
+        library = "oneDNN" if on_cpu else on_gpu
         return {
             "weights_sha256": self._weights_sha256,
             "dataset": self.dataset.name,

@@ -62,6 +62,37 @@ def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu)
     assert conv(x)[0, 0, 0, 0].isnan()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("inputs", "channels", "size", "stride"),
+    [
+        (16, 96, 1, 1),
+        (24, 144, 1, 1),
+        (1104, 184, 1, 1),
+        (16, 16, 3, 1),
+        (16, 32, 3, 2),
+        (3, 16, 3, 1),
+    ],
+)
+def test_dense_convolutions_equal_those_of_torch_with_what_follows(inputs, channels, size, stride):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, inputs, 7, 9, generator=generator).cuda().bfloat16()
+    weight = torch.randn(channels, inputs, size, size, generator=generator).cuda().bfloat16()
+    weight /= (inputs * size * size) ** 0.5
+    bias = torch.linspace(-1, 1, channels, device="cuda").bfloat16()
+    expected = F.conv2d(x.float(), weight.float(), bias.float(), stride, size // 2)
+    plus = torch.randn(expected.shape, generator=generator).cuda().bfloat16()
+    conv = FoldedConv(weight, bias, stride, 1, relu=True)
+    close = {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(conv(x).float(), expected.relu(), **close)
+    linear = conv._replace(relu=False)
+    torch.testing.assert_close(linear(x).float(), expected, **close)
+    torch.testing.assert_close(linear(x, plus).float(), expected + plus.float(), **close)
+    x[0, 0, 0, 0] = torch.nan
+    assert conv(x)[0, :, 0, 0].isnan().all()
+    assert torch.equal(conv(x)[1:], conv(x[1:]))
+
+
 def test_captured_blocks_give_the_gradients_of_the_same_kernels():
     from nasc_evo.supernet.graphs import BlockGraphs
     from nasc_evo.supernet.kernels import fused_norm_unit
