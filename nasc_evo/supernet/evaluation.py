@@ -51,10 +51,7 @@ SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 
 def has_native_bfloat16() -> bool:
     """Return whether this processor computes in bfloat16 (AVX-512 BF16 or AMX)."""
-    try:
-        capabilities = torch.cpu.get_capabilities()
-    except AttributeError:  # torch < 2.11
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
