@@ -317,6 +317,7 @@ def main() -> None:
     begun = time.perf_counter()
     dict(made.evaluate(random_designs(problem, WARM_UP[made.device.type], seed=7)))
     warm_up = time.perf_counter() - begun
+    made._prefixes.clear()
     start = time.perf_counter()
     run_search(
         problem, create_algorithm(args.algorithm, problem, {}, seed=1), args.evaluations, seed=1

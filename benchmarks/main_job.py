@@ -1,4 +1,4 @@
-"""Wall time and memory of the main job, and of `--help`, in fresh processes.
+"""Wall time and memory of the main job, its first result, and `--help`, in fresh processes.
 
     python benchmarks/main_job.py [--repeats 3] [--cores 0,1 2,3 4,5] [OVERRIDES]
 
@@ -28,6 +28,20 @@ def timed(command: list[str], folder: str, cores: str | None = None) -> float:
     return time.perf_counter() - start
 
 
+def first_result(command: list[str], folder: Path) -> float:
+    """Return after how many seconds a search has journalled its first score; end it then."""
+    journal = folder / "evaluations.jsonl"
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [*command, f"hydra.run.dir={folder}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+            time.sleep(0.01)
+        seconds = time.perf_counter() - start
+        process.kill()
+    return seconds
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -42,6 +56,10 @@ def main() -> None:
     peaks, fronts = [], []
     with tempfile.TemporaryDirectory() as folder:
         helps = [timed([*command[:3], "--help"], folder) for _ in range(args.repeats + 1)][1:]
+
+        firsts = [
+            first_result(command, Path(folder) / f"first{i}") for i in range(args.repeats + 1)
+        ][1:]
 
         def search(i: int) -> float:
             cores = args.cores[i % len(args.cores)]
@@ -65,6 +83,7 @@ def main() -> None:
             "wall_seconds": spread(walls),
             "peak_memory_mb": max(peaks),
             "help_seconds": spread(helps),
+            "seconds_to_the_first_score": spread(firsts),
             "cuts_on_the_front": cuts,
             "hypervolume": manifest["finished"]["hypervolume"],
             "runs_gave_the_same_front": len(set(fronts)) == 1,

@@ -79,7 +79,7 @@ def run_evaluator(config: Any) -> int:
     first = make({})
     gpu = first.device.type == "cuda"
     threads = [first.threads] if gpu else thread_counts(machine()["cores"])
-    fast = gpu or has_native_bfloat16()
+    fast = has_native_bfloat16(first.device)
     stages: list[dict[str, list[Any]]] = [
         {"threads": threads, "dtype": ["float32", "bfloat16"] if fast else ["float32"]},
         {"tile_kb": sorted({*TILES_KB[first.device.type], first.tile_kb})},

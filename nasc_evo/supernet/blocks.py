@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NORM_EPS = 1e-5
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability from which on a GPU computes in bfloat16."""
 
 
 class ConvNorm(NamedTuple):
@@ -109,6 +111,13 @@ def has_triton() -> bool:
     return find_spec("triton") is not None and compiler is not None
 
 
+def _compiles_for(x: Tensor) -> bool:
+    """Return whether kernels in Triton work on a tensor."""
+    if not x.is_cuda or torch.is_grad_enabled() or not has_triton():
+        return False
+    return torch.cuda.get_device_capability(x.device) >= BFLOAT16_CAPABILITY
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Return `x` `[N, C, H, W]` with its channels last in memory."""
     return x.contiguous(memory_format=torch.channels_last)
@@ -147,7 +156,7 @@ class FoldedConv(NamedTuple):
         """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
         if not self.weight.is_mkldnn:
-            if x.is_cuda and has_triton() and not torch.is_grad_enabled():
+            if _compiles_for(x):
                 from nasc_evo.supernet.convolutions import convolve
 
                 return convolve(self, x, plus)

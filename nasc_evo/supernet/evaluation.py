@@ -24,6 +24,7 @@ from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import (
+    BFLOAT16_CAPABILITY,
     Block,
     FixedNorm,
     FoldedBlock,
@@ -45,12 +46,16 @@ MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
 CLOSE = 32
 """One in so many images is decided in float32 where the network runs in bfloat16."""
+KERNELS = 2
+"""Raised when :mod:`nasc_evo.supernet.convolutions` computes something else than before."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
 
-def has_native_bfloat16() -> bool:
-    """Return whether this processor computes in bfloat16 (AVX-512 BF16 or AMX)."""
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Return whether a processor computes in bfloat16 (AVX-512 BF16, AMX, Ampere or newer)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -134,8 +139,7 @@ class SupernetEvaluator:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("evaluator.processor=cuda needs a CUDA device and there is none.")
         if dtype == "auto":
-            fast = self.device.type == "cuda" or has_native_bfloat16()
-            dtype = "bfloat16" if fast else "float32"
+            dtype = "bfloat16" if has_native_bfloat16(self.device) else "float32"
         self.space = space
         self.dataset = dataset
         self.calibration_images = calibration_images
@@ -172,7 +176,8 @@ class SupernetEvaluator:
         bfloat16 = self.dtype == "bfloat16"
         close = f"the closest 1 of {CLOSE} images in float32" if bfloat16 else "as all others"
         on_cpu = self.device.type == "cpu"
-        on_gpu = f"{'Triton and ' * has_triton()}cuDNN (TF32 where it says float32)"
+        triton = f"Triton (kernels {KERNELS}) and " if has_triton() else ""
+        on_gpu = f"{triton}cuDNN (TF32 where it says float32)"
         library = "oneDNN" if on_cpu else on_gpu
         return {
             "weights_sha256": self._weights_sha256,

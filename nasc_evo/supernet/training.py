@@ -642,7 +642,7 @@ class Trainer:
     def finish(self) -> Path:
         """Write the best averaged weights with importance and manifest; return the weight file.
 
-        The importance of channels stays that of `init`, by which masks were drawn.
+        Where masks were drawn by the importance of channels that `init` holds, that stays.
         """
         weights = [p.to(self.device) for p in self.best["weights"]]
         supernet = self.averaged_supernet(weights)
@@ -662,7 +662,9 @@ class Trainer:
             },
             "versions": {"nasc_evo": __version__, "torch": str(torch.__version__)},
         }
-        importance = self.importance or self.channel_importance(supernet)
+        importance = self.channel_importance(supernet)
+        if self.config.transmission * self.config.leading > 0:
+            importance |= self.importance
         return save_supernet(supernet, self.dataset, self.folder, importance, details)
 
     def recipe(self) -> dict[str, Any]:
@@ -677,7 +679,7 @@ class Trainer:
             "geometry": self.space.geometry,
             "dataset": self.dataset.name,
             "train_sha256": self.train_sha256,
-            "recipe": asdict(self.config) | {"processor": "", "threads": 0},
+            "recipe": self.recipe() | {"processor": "", "threads": 0},
             "processes": self.processes.count,
         }
 

@@ -49,7 +49,8 @@ def logits(evaluator, design, x, unit):
     return evaluator.supernet(x, design.ops, unit, sent)
 
 
-FAST_DTYPES = ["float32", "bfloat16"] if has_native_bfloat16() else ["float32"]
+FAST = has_native_bfloat16(torch.device("cpu"))
+FAST_DTYPES = ["float32", "bfloat16"] if FAST else ["float32"]
 OPS = np.random.default_rng(0).integers(0, 9, 22)
 
 
@@ -150,9 +151,7 @@ def small(**options) -> SupernetEvaluator:
     return SupernetEvaluator(SPACE, get_dataset("fashion_mnist"), **{**defaults, **options})
 
 
-needs_bfloat16 = pytest.mark.skipif(
-    not has_native_bfloat16(), reason="this processor does not compute in bfloat16"
-)
+needs_bfloat16 = pytest.mark.skipif(not FAST, reason="this processor does not compute in bfloat16")
 
 
 @pytest.fixture(scope="module")

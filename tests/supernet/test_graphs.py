@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nasc_evo.search.operators import keep_valid, random_genomes
 from nasc_evo.space import FBNetSpace, NASBench201Space
 from nasc_evo.supernet.blocks import ConvNorm, FoldedConv, average_pool, batch_norm_unit
 from nasc_evo.supernet.model import build_supernet, run_blocks
+from problems import FBNetSplit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -66,12 +68,9 @@ def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu)
 @pytest.mark.parametrize(
     ("inputs", "channels", "size", "stride"),
     [
-        (16, 96, 1, 1),
-        (24, 144, 1, 1),
-        (1104, 184, 1, 1),
-        (16, 16, 3, 1),
-        (16, 32, 3, 2),
-        (3, 16, 3, 1),
+        *[(16, 96, 1, 1), (24, 144, 1, 1), (1104, 184, 1, 1), (16, 32, 1, 2), (16, 8, 1, 1)],
+        *[(16, 16, 3, 1), (16, 32, 3, 2)],
+        *[(3, 16, 3, 1), (32, 32, 3, 1), (20, 24, 1, 1)],  # those are cuDNN's
     ],
 )
 def test_dense_convolutions_equal_those_of_torch_with_what_follows(inputs, channels, size, stride):
@@ -91,6 +90,18 @@ def test_dense_convolutions_equal_those_of_torch_with_what_follows(inputs, chann
     x[0, 0, 0, 0] = torch.nan
     assert conv(x)[0, :, 0, 0].isnan().all()
     assert torch.equal(conv(x)[1:], conv(x[1:]))
+
+
+def test_designs_that_share_images_on_a_gpu_score_as_each_alone():
+    options = {"name": "supernet", "images": 200, "processor": "cuda"}
+    problem = FBNetSplit(evaluator=options)
+    X = random_genomes(problem.space, 6, np.random.default_rng(0))
+    X[3:, : problem.space.n_arch] = X[:3, : problem.space.n_arch]
+    designs = problem.space.designs(problem.space.decode_batch(keep_valid(problem.space, X)))
+    together = dict(problem.evaluator.evaluate(designs))
+    alone = FBNetSplit(evaluator={**options, "memory_mb": 0}).evaluator
+    for number, design in enumerate(designs):
+        assert dict(alone.evaluate([design]))[0] == together[number]
 
 
 def test_captured_blocks_give_the_gradients_of_the_same_kernels():
