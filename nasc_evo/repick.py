@@ -170,7 +170,7 @@ def changed_config(
                 root[key] = load_group_option(key, value)
             else:
                 OmegaConf.update(root, key, value, merge=isinstance(value, dict))
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, ValueError) as error:  # ValueError: a name in a list
             text = one_line(error).split(" full_key:")[0]
             raise UserError(f"There is no option {key} ({text}).") from error
     check_used((*changes, *extra), OmegaConf.to_container(root.chain, resolve=False))

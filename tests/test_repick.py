@@ -328,6 +328,12 @@ def test_a_configuration_without_its_parts_is_one_sentence(field, value, got):
         command.changed_config(config, {"limits.latency_ms": 9})
 
 
+def test_an_option_of_a_part_that_is_a_list_is_one_sentence():
+    config = {"chain": {}, "limits": {}, "objectives": [], "link": []}
+    with pytest.raises(UserError, match=r"There is no option link\.uplink_mbps"):
+        command.changed_config(config, {"link.uplink_mbps": 3})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
