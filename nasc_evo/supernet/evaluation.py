@@ -281,7 +281,8 @@ class SupernetEvaluator:
                 kept[index + 1].slabs.append(tiles)
             return tiles
 
-        tiles: Sequence[Tensor] = start.slabs[0]  # between calibrations, so that a GPU has work
+        queued = int(self.device.type == "cuda")  # slabs run between calibrations: a GPU has work
+        tiles: Sequence[Tensor] = start.slabs[0]
         for index, block in enumerate(blocks[begun:], begun):
             if index in sent:
                 calibration = transmit(calibration, *sent[index])
@@ -290,9 +291,10 @@ class SupernetEvaluator:
             norms.append(folded.norms)
             if index + 1 in wanted:
                 kept[index + 1] = Images(calibration, list(norms), [])
-            tiles = further(tiles, index, folded)
-        outputs = list(tiles)
-        for tiles in start.slabs[1:]:
+            if queued:
+                tiles = further(tiles, index, folded)
+        outputs = list(tiles) if queued else []
+        for tiles in start.slabs[queued:]:
             for index, folded in enumerate(folded_blocks, begun):
                 tiles = further(tiles, index, folded)
             outputs += tiles
