@@ -24,7 +24,7 @@ from torch import Tensor
 
 NORM_EPS = 1e-5
 BFLOAT16_CAPABILITY = (8, 0)
-"""Compute capability from which on a GPU computes in bfloat16."""
+"""Compute capability of an NVIDIA GPU, at least, that computes in bfloat16."""
 
 
 class ConvNorm(NamedTuple):
@@ -111,11 +111,14 @@ def has_triton() -> bool:
     return find_spec("triton") is not None and compiler is not None
 
 
-def _compiles_for(x: Tensor) -> bool:
-    """Return whether kernels in Triton work on a tensor."""
-    if not x.is_cuda or torch.is_grad_enabled() or not has_triton():
-        return False
-    return torch.cuda.get_device_capability(x.device) >= BFLOAT16_CAPABILITY
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a GPU computes in bfloat16: Ampere or newer."""
+    return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Return whether folded convolutions run in Triton where they can; always without gradients."""
+    return device.type == "cuda" and has_triton() and computes_bfloat16(device)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -156,7 +159,7 @@ class FoldedConv(NamedTuple):
         """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
         if not self.weight.is_mkldnn:
-            if _compiles_for(x):
+            if runs_triton(x.device) and not torch.is_grad_enabled():
                 from nasc_evo.supernet.convolutions import convolve
 
                 return convolve(self, x, plus)

@@ -24,13 +24,13 @@ from nasc_evo.errors import UserError
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import (
-    BFLOAT16_CAPABILITY,
     Block,
     FixedNorm,
     FoldedBlock,
     Normed,
+    computes_bfloat16,
     fold_block,
-    has_triton,
+    runs_triton,
 )
 from nasc_evo.supernet.inputs import prepare, to_input, to_uint8
 from nasc_evo.supernet.model import Supernet
@@ -46,7 +46,7 @@ MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
 CLOSE = 32
 """One in so many images is decided in float32 where the network runs in bfloat16."""
-KERNELS = 2
+TRITON_KERNELS = 2
 """Raised when :mod:`nasc_evo.supernet.convolutions` computes something else than before."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
@@ -55,7 +55,7 @@ SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 def has_native_bfloat16(device: torch.device) -> bool:
     """Return whether a processor computes in bfloat16 (AVX-512 BF16, AMX, Ampere or newer)."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+        return computes_bfloat16(device)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -176,7 +176,7 @@ class SupernetEvaluator:
         bfloat16 = self.dtype == "bfloat16"
         close = f"the closest 1 of {CLOSE} images in float32" if bfloat16 else "as all others"
         on_cpu = self.device.type == "cpu"
-        triton = f"Triton (kernels {KERNELS}) and " if has_triton() else ""
+        triton = f"Triton (kernels {TRITON_KERNELS}) and " if runs_triton(self.device) else ""
         on_gpu = f"{triton}cuDNN (TF32 where it says float32)"
         library = "oneDNN" if on_cpu else on_gpu
         return {
