@@ -134,13 +134,25 @@ class FixedNorm(NamedTuple):
 
 
 class FoldedConv(NamedTuple):
-    """A convolution with its batch norm folded into weight and bias, and its activation."""
+    """A convolution with its batch norm folded into weight and bias, and its activation.
+
+    Attributes:
+        weight: `[C_out, C_in / groups, k, k]`.
+        bias: What is added to each channel of its output, `[C_out]`.
+        stride: Step of the convolution.
+        groups: Groups of the convolution.
+        relu: Whether a ReLU follows.
+        finished: Whether it adds bias and activates; else what reads its output does.
+        missing: Bias that its input still lacks, and a ReLU after that, `[C_in]`; or None.
+    """
 
     weight: Tensor
     bias: Tensor
     stride: int
     groups: int
     relu: bool
+    finished: bool = True
+    missing: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "FoldedConv":
         """Return it for inputs of a type."""
@@ -208,11 +220,16 @@ class Calibration:
         mean, variance = torch.batch_norm_update_stats(y, None, None, 0.0)
         scale = conv.gamma * (variance + NORM_EPS).rsqrt()
         norm = FixedNorm(scale, conv.beta - mean * scale)
-        y = torch.addcmul(norm.shift[:, None, None], y, scale[:, None, None], out=y).to(x.dtype)
         self.convs.append(fold(conv, norm).to(x.dtype))
         self.norms.append(norm)
         self.shapes.append(x.shape)
-        self.image_bytes = max(self.image_bytes, x[0].nbytes, y[0].nbytes)
+        image_bytes = y[0].numel() * x.element_size()
+        self.image_bytes = max(self.image_bytes, x[0].nbytes, image_bytes)
+        if x.dtype == torch.float32 and runs_triton(x.device) and not torch.is_grad_enabled():
+            from nasc_evo.supernet.convolutions import finish
+
+            return finish(channels_last(y), norm.shift, conv.relu, plus, scale)
+        y = torch.addcmul(norm.shift[:, None, None], y, scale[:, None, None], out=y).to(x.dtype)
         return y.relu_() if conv.relu else add(y, plus)
 
     def folded(self, images: int | None = None, dtype: torch.dtype | None = None) -> "Folded":
@@ -424,4 +441,9 @@ def fold_block(
     tile = max_tile
     while tile > 1 and tile * image_bytes > tile_bytes:
         tile //= 2
-    return FoldedBlock(block, calibration.folded(tile, dtype).convs, calibration.norms, tile), y
+    convs = calibration.folded(tile, dtype).convs
+    if isinstance(block, ConvBlock) and runs_triton(x.device):
+        from nasc_evo.supernet.convolutions import finished_behind
+
+        convs = finished_behind(convs)
+    return FoldedBlock(block, convs, calibration.norms, tile), y

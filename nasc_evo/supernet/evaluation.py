@@ -46,7 +46,7 @@ MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
 CLOSE = 32
 """One in so many images is decided in float32 where the network runs in bfloat16."""
-TRITON_KERNELS = 2
+TRITON_KERNELS = 3
 """Raised when :mod:`nasc_evo.supernet.convolutions` computes something else than before."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""

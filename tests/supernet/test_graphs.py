@@ -69,6 +69,7 @@ def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu)
     ("inputs", "channels", "size", "stride"),
     [
         *[(16, 96, 1, 1), (24, 144, 1, 1), (1104, 184, 1, 1), (16, 32, 1, 2), (16, 8, 1, 1)],
+        *[(144, 24, 1, 1), (64, 384, 1, 1), (672, 112, 1, 2)],
         *[(16, 16, 3, 1), (16, 32, 3, 2)],
         *[(3, 16, 3, 1), (32, 32, 3, 1), (20, 24, 1, 1)],  # those are cuDNN's
     ],
@@ -90,6 +91,36 @@ def test_dense_convolutions_equal_those_of_torch_with_what_follows(inputs, chann
     x[0, 0, 0, 0] = torch.nan
     assert conv(x)[0, :, 0, 0].isnan().all()
     assert torch.equal(conv(x)[1:], conv(x[1:]))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("inputs", "within", "channels", "stride"),
+    [(24, 144, 24, 1), (32, 48, 32, 1), (16, 96, 32, 2), (112, 672, 112, 1)],
+)
+def test_bias_and_relu_left_to_the_convolution_behind_change_nothing(
+    inputs, within, channels, stride
+):
+    from nasc_evo.supernet.convolutions import finished_behind
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator).cuda().bfloat16()
+
+    x = random(5, inputs, 7, 9).contiguous(memory_format=torch.channels_last)
+    convs = [
+        FoldedConv(random(within, inputs, 1, 1), random(within), 1, 1, relu=True),
+        FoldedConv(random(within, 1, 5, 5), random(within), stride, within, relu=True),
+        FoldedConv(random(channels, within, 1, 1), random(channels), 1, 1, relu=False),
+    ]
+    left = finished_behind(convs)
+    assert [conv.finished for conv in left] == [True, False, True]
+    results = []
+    for row in (convs, left):
+        y = row[1](row[0](x))
+        results.append(row[2](y, x if stride == 1 and inputs == channels else None))
+    assert torch.equal(*results)
 
 
 def test_designs_that_share_images_on_a_gpu_score_as_each_alone():
