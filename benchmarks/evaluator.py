@@ -291,13 +291,20 @@ def rank(
     }
 
 
+def make_problem(name: str, dataset: str, evaluator: dict[str, Any]) -> SplitProblem:
+    """Return a problem of inherited accuracy."""
+    return PROBLEMS[name](
+        dataset={"name": dataset, "geometry": 32}, evaluator={"name": "supernet", **evaluator}
+    )
+
+
 def by_workers(
     make: Callable[[], SupernetEvaluator], designs: Sequence[Design], n_workers: int
 ) -> dict[str, Any]:
     """Return the time a design of workers that share the first GPU, after one round to warm up."""
     pool = LokyPool(n_workers, visible_gpus()[:1] * n_workers or None)
     workers = ParallelEvaluator(make(), make, pool, chunk=1)
-    seconds = best(lambda: dict(workers.evaluate(designs)), torch.device("cpu"), 4)
+    seconds = best(lambda: dict(workers.evaluate(designs)), torch.device("cpu"), 3)
     workers.close()
     return {"designs": len(designs), "ms_a_candidate": round(seconds / len(designs) * 1e3, 1)}
 
@@ -321,10 +328,7 @@ def main() -> None:
     names = ("images", "threads", "processor", "weights")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     kept = {"memory_mb": args.memory_mb}
-    problem: SplitProblem = PROBLEMS[args.problem](
-        dataset={"name": args.dataset, "geometry": 32},
-        evaluator={"name": "supernet", **options, **kept},
-    )
+    problem = make_problem(args.problem, args.dataset, {**options, **kept})
     made = problem.evaluator
     assert isinstance(made, SupernetEvaluator)
     problem._evaluator = timed = Timed(made)
@@ -349,11 +353,9 @@ def main() -> None:
     }
     repeats = -(-STAND_ALONE_CALIBRATION // made.calibration_images)
     images["training"] = images["calibration"].repeat(repeats, 1, 1, 1)[:STAND_ALONE_CALIBRATION]
-
-    def without_sharing() -> SupernetEvaluator:
-        return SupernetEvaluator(made.space, made.dataset, memory_mb=0, **options)
-
-    alone = without_sharing()
+    without_sharing = make_problem(args.problem, args.dataset, {**options, "memory_mb": 0})
+    alone = without_sharing.evaluator
+    assert isinstance(alone, SupernetEvaluator)
     dict(alone.evaluate(sample[:1]))
     ways: dict[str, Callable[[Design], Any]] = {
         "alone": lambda design: dict(alone.evaluate([design]))[0].correct,
@@ -403,7 +405,7 @@ def main() -> None:
     }
     if args.workers:
         figures["workers"] = {
-            n: by_workers(without_sharing, timed.designs[-100:], n) for n in args.workers
+            n: by_workers(without_sharing._evaluator, timed.designs[-100:], n) for n in args.workers
         }
     if args.rank:
         figures["rank_against_float32_one_by_one"] = rank(

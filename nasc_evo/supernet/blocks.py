@@ -191,7 +191,7 @@ class FoldedConv(NamedTuple):
 
 def fold(conv: ConvNorm, norm: FixedNorm) -> FoldedConv:
     """Return a convolution with a norm folded in, in the type of the norm."""
-    weight = conv.weight * norm.scale[:, None, None, None]
+    weight = conv.weight * norm.scale.view(-1, 1, 1, 1)
     return FoldedConv(weight, norm.shift, conv.stride, conv.groups, conv.relu)
 
 
@@ -217,19 +217,23 @@ class Calibration:
     def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
         """Convolve, normalise by the batch, record, activate, add."""
         y = convolve(x, conv).float()
-        mean, variance = torch.batch_norm_update_stats(y, None, None, 0.0)
-        scale = conv.gamma * (variance + NORM_EPS).rsqrt()
-        norm = FixedNorm(scale, conv.beta - mean * scale)
+        fast = x.dtype == torch.float32 and runs_triton(x.device) and not torch.is_grad_enabled()
+        if fast:  # fewer, larger steps: launching them takes longer than they do
+            affine = conv.gamma, conv.beta
+            y, mean, rate = torch.native_batch_norm(y, *affine, None, None, True, 0.0, NORM_EPS)
+            scale = conv.gamma * rate
+            norm = FixedNorm(scale, torch.addcmul(conv.beta, mean, scale, value=-1))
+        else:
+            mean, variance = torch.batch_norm_update_stats(y, None, None, 0.0)
+            scale = conv.gamma * (variance + NORM_EPS).rsqrt()
+            norm = FixedNorm(scale, conv.beta - mean * scale)
+            y = torch.addcmul(norm.shift[:, None, None], y, scale[:, None, None], out=y)
+            y = y.to(x.dtype)
         self.convs.append(fold(conv, norm).to(x.dtype))
         self.norms.append(norm)
         self.shapes.append(x.shape)
-        image_bytes = y[0].numel() * x.element_size()
-        self.image_bytes = max(self.image_bytes, x[0].nbytes, image_bytes)
-        if x.dtype == torch.float32 and runs_triton(x.device) and not torch.is_grad_enabled():
-            from nasc_evo.supernet.convolutions import finish
-
-            return finish(channels_last(y), norm.shift, conv.relu, plus, scale)
-        y = torch.addcmul(norm.shift[:, None, None], y, scale[:, None, None], out=y).to(x.dtype)
+        image_bytes = max(x.numel(), y.numel()) // len(x) * x.element_size()
+        self.image_bytes = max(self.image_bytes, image_bytes)
         return y.relu_() if conv.relu else add(y, plus)
 
     def folded(self, images: int | None = None, dtype: torch.dtype | None = None) -> "Folded":
@@ -409,12 +413,14 @@ class FoldedBlock:
     Attributes:
         block: The block.
         convs: Its convolutions, in the order in which they run.
+        exact: The same in the type of the images that gave the norms their statistics.
         norms: What was folded into them.
         tile: How many images are best run at a time.
     """
 
     block: Block
     convs: Sequence[FoldedConv]
+    exact: Sequence[FoldedConv]
     norms: Sequence[FixedNorm]
     tile: int
 
@@ -446,4 +452,4 @@ def fold_block(
         from nasc_evo.supernet.convolutions import finished_behind
 
         convs = finished_behind(convs)
-    return FoldedBlock(block, convs, calibration.norms, tile), y
+    return FoldedBlock(block, convs, calibration.convs, calibration.norms, tile), y

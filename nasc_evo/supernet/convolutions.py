@@ -12,7 +12,9 @@ Sizes of blocks are the best of some 15 to 30 for each of 30 convolutions of bot
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +62,19 @@ def finished_behind(convs: Sequence[FoldedConv]) -> list[FoldedConv]:
 def convolve(conv: FoldedConv, x: Tensor, plus: Tensor | None) -> Tensor:
     """Return `x` `[N, C, H, W]` convolved and activated, with `plus` added."""
     x = channels_last(x)
-    if is_product(conv):
-        return _product(x, conv, None if plus is None else channels_last(plus))
-    padding = conv.weight.shape[-1] // 2
-    y = F.conv2d(x, conv.weight, None, conv.stride, padding, 1, conv.groups)
-    return finish(channels_last(y), conv.bias, conv.relu, plus) if conv.finished else y
+    plus = None if plus is None else channels_last(plus)
+    with on(x.device):
+        if is_product(conv):
+            return _product(x, conv, plus)
+        padding = conv.weight.shape[-1] // 2
+        y = F.conv2d(x, conv.weight, None, conv.stride, padding, 1, conv.groups)
+        return _finish(channels_last(y), conv, plus) if conv.finished else y
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Return what makes a device the current one, on which Triton launches, if it is another."""
+    current = device.index is None or device.index == torch.cuda.current_device()
+    return nullcontext() if current else torch.cuda.device(device)
 
 
 def _power_of_two(value: int, least: int, most: int) -> int:
@@ -87,29 +97,28 @@ def _product(x: Tensor, conv: FoldedConv, plus: Tensor | None) -> Tensor:
         "PLUS": plus is not None,
         "RELU": conv.relu,
     }
-    with torch.cuda.device(x.device):
-        if size == conv.stride == 1 and inputs <= MOST_HELD:
-            block_n, block_k = _power_of_two(channels, 16, 64), _power_of_two(inputs, 16, 2**20)
-            options |= {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k}
-            _held_kernel[(triton.cdiv(rows, 64),)](*tensors, *sizes, **options, num_warps=4)
-            return y
-        if size > 1:
-            block_m, most_k, warps, stages = 256, 64, 4, 2
-        elif channels <= NARROW:
-            block_m, most_k, warps, stages = 128, 32, 8, 4
-        else:
-            block_m, most_k, warps, stages = 64, 64, 4, 3
-        block_n, block_k = _power_of_two(channels, 16, 128), _power_of_two(inputs, 16, most_k)
-        columns = triton.cdiv(channels, block_n)
-        options |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
-        _summed_kernel[(triton.cdiv(rows, block_m) * columns,)](
-            *(*tensors, *sizes, columns, *x.shape[2:], *y.shape[2:]),
-            **options,
-            SIZE=size,
-            STRIDE=conv.stride,
-            num_warps=warps,
-            num_stages=stages,
-        )
+    if size == conv.stride == 1 and inputs <= MOST_HELD:
+        block_n, block_k = _power_of_two(channels, 16, 64), _power_of_two(inputs, 16, 2**20)
+        options |= {"BLOCK_M": 64, "BLOCK_N": block_n, "BLOCK_K": block_k}
+        _held_kernel[(triton.cdiv(rows, 64),)](*tensors, *sizes, **options, num_warps=4)
+        return y
+    if size > 1:
+        block_m, most_k, warps, stages = 256, 64, 4, 2
+    elif channels <= NARROW:
+        block_m, most_k, warps, stages = 128, 32, 8, 4
+    else:
+        block_m, most_k, warps, stages = 64, 64, 4, 3
+    block_n, block_k = _power_of_two(channels, 16, 128), _power_of_two(inputs, 16, most_k)
+    columns = triton.cdiv(channels, block_n)
+    options |= {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
+    _summed_kernel[(triton.cdiv(rows, block_m) * columns,)](
+        *(*tensors, *sizes, columns, *x.shape[2:], *y.shape[2:]),
+        **options,
+        SIZE=size,
+        STRIDE=conv.stride,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return y
 
 
@@ -230,24 +239,19 @@ def _summed_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def finish(
-    y: Tensor, bias: Tensor, relu: bool, plus: Tensor | None = None, scale: Tensor | None = None
-) -> Tensor:
-    """Multiply channels of `y` `[N, C, H, W]`, add bias and `plus`, activate; all in place."""
+def _finish(y: Tensor, conv: FoldedConv, plus: Tensor | None) -> Tensor:
+    """Add bias and `plus` to `y`, activate it, all in place."""
     channels = y.shape[1]
     rows = y.numel() // channels
-    plus_or_y = y if plus is None else channels_last(plus)
     block_c = triton.next_power_of_2(channels)
     block_m = max(1, BLOCK // block_c)
-    with torch.cuda.device(y.device):
-        _finish_kernel[(triton.cdiv(rows, block_m),)](
-            *(y, bias, plus_or_y, bias if scale is None else scale, rows, channels),
-            PLUS=plus is not None,
-            SCALE=scale is not None,
-            RELU=relu,
-            BLOCK_M=block_m,
-            BLOCK_C=block_c,
-        )
+    _finish_kernel[(triton.cdiv(rows, block_m),)](
+        *(y, conv.bias, y if plus is None else plus, rows, channels),
+        PLUS=plus is not None,
+        RELU=conv.relu,
+        BLOCK_M=block_m,
+        BLOCK_C=block_c,
+    )
     return y
 
 
@@ -256,11 +260,9 @@ def _finish_kernel(
     y_ptr,
     bias_ptr,
     plus_ptr,
-    scale_ptr,
     rows,
     channels,
     PLUS: tl.constexpr,
-    SCALE: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -272,7 +274,5 @@ def _finish_kernel(
     at = m[:, None] * channels + c[None, :]
     bias = tl.load(bias_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
     y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if SCALE:
-        y *= tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     y = _finished(y, bias, plus_ptr, at, inside, PLUS, RELU)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -12,8 +12,8 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import (
     Block,
-    FixedNorm,
+    Folded,
     FoldedBlock,
     Normed,
+    Unit,
     computes_bfloat16,
     fold_block,
     runs_triton,
@@ -302,7 +303,9 @@ class SupernetEvaluator:
         if dtype != torch.float32:
             close = closest(logits, math.ceil(images / CLOSE))
             inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
-            exact = [run_normed(part, blocks, norms, sent) for part in inputs.split(slab)]
+            units: list[Callable[[], Unit]] = [partial(Normed, norms) for norms in start.norms]
+            units += [partial(Folded, folded.exact) for folded in folded_blocks]
+            exact = [run_exact(part, blocks, units, sent) for part in inputs.split(slab)]
             logits[close] = torch.cat(exact)
         if not logits.isfinite().all():
             raise FloatingPointError("the outputs of the inherited network are not finite")
@@ -337,10 +340,10 @@ def closest(logits: Tensor, n: int) -> Tensor:
     return (first - second).topk(n, largest=False).indices
 
 
-def run_normed(
+def run_exact(
     x: Tensor,
     blocks: Sequence[Block],
-    norms: Sequence[Sequence[FixedNorm]],
+    units: Sequence[Callable[[], Unit]],
     sent: Mapping[int, tuple[Tensor, int]],
 ) -> Tensor:
     """Return the logits of a network of known norms, in the type of `x`.
@@ -348,13 +351,13 @@ def run_normed(
     Args:
         x: Inputs, `[N, 3, H, W]`.
         blocks: All blocks.
-        norms: Their norms.
+        units: What gives each a unit with its norms.
         sent: Which channels are sent, and at how many bits, by cut.
     """
-    for index, (block, of_block) in enumerate(zip(blocks, norms, strict=True)):
+    for index, (block, unit) in enumerate(zip(blocks, units, strict=True)):
         if index in sent:
             x = transmit(x, *sent[index])
-        x = block(x, Normed(of_block))
+        x = block(x, unit())
     return x
 
 
