@@ -110,9 +110,10 @@ def random_genomes(space: SplitSpace, n: int, rng: np.random.Generator) -> NDArr
     in half of the cases the most important groups.
     """
     X = np.empty((n, space.n_var), dtype=np.int64)
+    sizes = space.sizes[: space.n_arch]
+    of_size = [(size, np.flatnonzero(sizes == size)) for size in np.unique(sizes)]
     for x in X:
-        for size in np.unique(space.sizes[: space.n_arch]):
-            genes = np.flatnonzero(space.sizes[: space.n_arch] == size)
+        for size, genes in of_size:
             x[genes] = rng.choice(size, size=len(genes), p=rng.dirichlet(np.ones(size)))
         cuts = rng.integers(0, len(space.cut_choices), space.n_links)
         x[space.cut_genes] = space.repair_cuts(cuts[None])[0]
@@ -204,11 +205,16 @@ class BestCuts:
         tried[:, self.space.cut_genes] = np.tile(vectors, (len(new), 1))
         keep_valid(self.space, tried)
         objectives, violations = self.costs(self.space.decode_batch(tried))  # type: ignore[misc]
+        violations = violations.reshape(len(new), n)
+        allowed = violations == violations.min(axis=1, keepdims=True)
+        if objectives.shape[1] == 1:
+            only = np.where(allowed, objectives.reshape(len(new), n), np.inf).argmin(axis=1)
+            self._best |= dict(zip(new, only[:, None], strict=True))
+            return
         for i, key in enumerate(new):
-            mine = slice(i * n, (i + 1) * n)
-            allowed = np.flatnonzero(violations[mine] == violations[mine].min())
-            front = moocore.is_nondominated(objectives[mine][allowed], keep_weakly=False)
-            self._best[key] = allowed[front]
+            cuts = np.flatnonzero(allowed[i])
+            front = moocore.is_nondominated(objectives[i * n + cuts], keep_weakly=False)
+            self._best[key] = cuts[front]
 
 
 class SplitSampling(Sampling):

@@ -196,8 +196,9 @@ def _distances(a: Features, b: Features, scales: FloatArray) -> FloatArray:
     """Return the scaled distance of each pair, `[len(a), len(b)]`."""
     genes = a.ops.shape[1]
     total = np.zeros((len(a.ops), len(b.ops)))
-    for gene in range(genes):
-        total += scales[gene] * (a.ops[:, gene, None] != b.ops[:, gene])
+    kinds = np.arange(max(x.ops.max(initial=0) for x in (a, b)) + 1)[:, None]
+    for gene in range(genes):  # the distances of each operation, a row each
+        total += (scales[gene] * (kinds != b.ops[:, gene]))[a.ops[:, gene]]
     weights = np.sqrt(scales[genes:-2])
     u, v = a.numbers * weights, b.numbers * weights
     squared = (u**2).sum(axis=1)[:, None] + (v**2).sum(axis=1) - 2 * u @ v.T
