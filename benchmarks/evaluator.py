@@ -14,11 +14,9 @@ other ways, in turns:
   DataLoader, in float32. Images are in memory and normalised already. Where fewer training images
   ship they are repeated.
 
-With --workers 2 4, a hundred designs of the search are also scored by so many processes that share
-the GPU, nothing kept; a candidate takes the time of all over their number. With --rank N, N random
-designs are scored on 2000 images by the evaluator and, one by one, in float32: rank correlation and
-differences. Last comes the roofline: for each kind of convolution its arithmetic and traffic, what
-the machine's measured ceilings make of them, and the time taken.
+With --rank N, N random designs are scored on 2000 images by the evaluator and, one by one, in
+float32: rank correlation and differences. Last comes the roofline: for each kind of convolution its
+arithmetic and traffic, what the machine's measured ceilings make of them, and the time taken.
 """
 
 import argparse
@@ -38,7 +36,6 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nasc_evo.parallel import LokyPool, ParallelEvaluator, visible_gpus
 from nasc_evo.problem import SplitProblem
 from nasc_evo.search.algorithms import create_algorithm
 from nasc_evo.search.loop import run_search
@@ -291,24 +288,6 @@ def rank(
     }
 
 
-def make_problem(name: str, dataset: str, evaluator: dict[str, Any]) -> SplitProblem:
-    """Return a problem of inherited accuracy."""
-    return PROBLEMS[name](
-        dataset={"name": dataset, "geometry": 32}, evaluator={"name": "supernet", **evaluator}
-    )
-
-
-def by_workers(
-    make: Callable[[], SupernetEvaluator], designs: Sequence[Design], n_workers: int
-) -> dict[str, Any]:
-    """Return the time a design of workers that share the first GPU, after one round to warm up."""
-    pool = LokyPool(n_workers, visible_gpus()[:1] * n_workers or None)
-    workers = ParallelEvaluator(make(), make, pool, chunk=1)
-    seconds = best(lambda: dict(workers.evaluate(designs)), torch.device("cpu"), 3)
-    workers.close()
-    return {"designs": len(designs), "ms_a_candidate": round(seconds / len(designs) * 1e3, 1)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", choices=PROBLEMS, default="fbnet")
@@ -322,13 +301,15 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=12)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--processor", default="cpu")
-    parser.add_argument("--workers", type=int, nargs="*", default=[], help="on one GPU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     names = ("images", "threads", "processor", "weights")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     kept = {"memory_mb": args.memory_mb}
-    problem = make_problem(args.problem, args.dataset, {**options, **kept})
+    problem: SplitProblem = PROBLEMS[args.problem](
+        dataset={"name": args.dataset, "geometry": 32},
+        evaluator={"name": "supernet", **options, **kept},
+    )
     made = problem.evaluator
     assert isinstance(made, SupernetEvaluator)
     problem._evaluator = timed = Timed(made)
@@ -353,9 +334,7 @@ def main() -> None:
     }
     repeats = -(-STAND_ALONE_CALIBRATION // made.calibration_images)
     images["training"] = images["calibration"].repeat(repeats, 1, 1, 1)[:STAND_ALONE_CALIBRATION]
-    without_sharing = make_problem(args.problem, args.dataset, {**options, "memory_mb": 0})
-    alone = without_sharing.evaluator
-    assert isinstance(alone, SupernetEvaluator)
+    alone = SupernetEvaluator(made.space, made.dataset, memory_mb=0, **options)
     dict(alone.evaluate(sample[:1]))
     ways: dict[str, Callable[[Design], Any]] = {
         "alone": lambda design: dict(alone.evaluate([design]))[0].correct,
@@ -403,10 +382,6 @@ def main() -> None:
             for name, values in seconds.items()
         },
     }
-    if args.workers:
-        figures["workers"] = {
-            n: by_workers(without_sharing._evaluator, timed.designs[-100:], n) for n in args.workers
-        }
     if args.rank:
         figures["rank_against_float32_one_by_one"] = rank(
             made, exact, random_designs(problem, args.rank, seed=5)
