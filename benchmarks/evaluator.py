@@ -43,6 +43,7 @@ from nasc_evo.search.operators import random_genomes
 from nasc_evo.space import Design
 from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, FoldedConv, add
 from nasc_evo.supernet.evaluation import CLOSE, DTYPES, SupernetEvaluator, transmissions
+from nasc_evo.supernet.inputs import to_input
 from nasc_evo.supernet.model import Transmission, run_blocks
 from nasc_evo.supernet.score import Score
 from nasc_evo.supernet.transmission import channel_mask
@@ -184,6 +185,16 @@ def plain(evaluator: SupernetEvaluator, images: dict[str, Any], design: Design) 
     return correct
 
 
+def training_images(evaluator: SupernetEvaluator) -> Tensor:
+    """Return what stand-alone networks calibrate on; few images that ship are repeated."""
+    dataset = evaluator.dataset
+    split = dataset.split("train" if "train" in dataset.splits else "calibration")
+    x = split.first(min(STAND_ALONE_CALIBRATION, len(split))).x
+    x = to_input(x, dataset, evaluator.device, torch.float32).contiguous()
+    repeats = -(-STAND_ALONE_CALIBRATION // len(x))
+    return x.repeat(repeats, 1, 1, 1)[:STAND_ALONE_CALIBRATION]
+
+
 def ceilings(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     """Return the rates of a large matrix product and of a large copy."""
     a = torch.randn(4096, 2048, device=device).to(dtype)
@@ -220,6 +231,8 @@ def roofline(
     def timed(conv: FoldedConv, x: Tensor, plus: Tensor | None = None) -> Tensor:
         if x.dtype != dtype:  # a close decision
             return run(conv, x, plus)
+        if x.device.type == "cuda":  # what was queued before is not its
+            torch.cuda.synchronize()
         start = time.perf_counter()
         y = run(conv, x, plus)
         if y.device.type == "cuda":
@@ -332,8 +345,7 @@ def main() -> None:
         "x": exact._split("search")[0][: made.images].contiguous(),
         "y": exact._split("search")[1][: made.images],
     }
-    repeats = -(-STAND_ALONE_CALIBRATION // made.calibration_images)
-    images["training"] = images["calibration"].repeat(repeats, 1, 1, 1)[:STAND_ALONE_CALIBRATION]
+    images["training"] = training_images(made)
     alone = SupernetEvaluator(made.space, made.dataset, memory_mb=0, **options)
     dict(alone.evaluate(sample[:1]))
     ways: dict[str, Callable[[Design], Any]] = {

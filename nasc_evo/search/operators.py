@@ -207,7 +207,7 @@ class BestCuts:
         objectives, violations = self.costs(self.space.decode_batch(tried))  # type: ignore[misc]
         violations = violations.reshape(len(new), n)
         allowed = violations == violations.min(axis=1, keepdims=True)
-        if objectives.shape[1] == 1:
+        if objectives.shape[1] == 1:  # the front of one objective is its least
             only = np.where(allowed, objectives.reshape(len(new), n), np.inf).argmin(axis=1)
             self._best |= dict(zip(new, only[:, None], strict=True))
             return

@@ -43,7 +43,7 @@ class Features(NamedTuple):
     """What the predictor sees of P designs.
 
     Attributes:
-        ops: Categories, `[P, genes]`.
+        ops: Categories, from 0, `[P, genes]`.
         numbers: `[P, F]`, each about 0..1.
     """
 
@@ -196,7 +196,7 @@ def _distances(a: Features, b: Features, scales: FloatArray) -> FloatArray:
     """Return the scaled distance of each pair, `[len(a), len(b)]`."""
     genes = a.ops.shape[1]
     total = np.zeros((len(a.ops), len(b.ops)))
-    kinds = np.arange(max(x.ops.max(initial=0) for x in (a, b)) + 1)[:, None]
+    kinds = np.arange(a.ops.max(initial=0) + 1)[:, None]
     for gene in range(genes):  # the distances of each operation, a row each
         total += (scales[gene] * (kinds != b.ops[:, gene]))[a.ops[:, gene]]
     weights = np.sqrt(scales[genes:-2])

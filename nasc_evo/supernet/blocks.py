@@ -117,8 +117,13 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Return whether folded convolutions run in Triton where they can; always without gradients."""
+    """Return whether evaluation runs in Triton where it can, and is made for few launches."""
     return device.type == "cuda" and has_triton() and computes_bfloat16(device)
+
+
+def evaluates_in_triton(x: Tensor) -> bool:
+    """Return whether that goes for `x` here: gradients are for training, which runs otherwise."""
+    return runs_triton(x.device) and not torch.is_grad_enabled()
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -142,8 +147,8 @@ class FoldedConv(NamedTuple):
         stride: Step of the convolution.
         groups: Groups of the convolution.
         relu: Whether a ReLU follows.
-        finished: Whether it adds bias and activates; else what reads its output does.
-        missing: Bias that its input still lacks, and a ReLU after that, `[C_in]`; or None.
+        finished: Whether it adds bias and activates; else what reads its output does, in Triton.
+        missing: Bias that its input then lacks, and a ReLU after that, `[C_in]`; or None.
     """
 
     weight: Tensor
@@ -171,7 +176,7 @@ class FoldedConv(NamedTuple):
         """Convolve, activate, add; in one pass over memory where the weights are packed."""
         padding, stride, dilation = self._geometry()
         if not self.weight.is_mkldnn:
-            if runs_triton(x.device) and not torch.is_grad_enabled():
+            if evaluates_in_triton(x):
                 from nasc_evo.supernet.convolutions import convolve
 
                 return convolve(self, x, plus)
@@ -217,11 +222,12 @@ class Calibration:
     def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
         """Convolve, normalise by the batch, record, activate, add."""
         y = convolve(x, conv).float()
-        fast = x.dtype == torch.float32 and runs_triton(x.device) and not torch.is_grad_enabled()
-        if fast:  # fewer, larger steps: launching them takes longer than they do
+        if x.dtype == torch.float32 and evaluates_in_triton(x):  # one launch instead of four
             affine = conv.gamma, conv.beta
-            y, mean, rate = torch.native_batch_norm(y, *affine, None, None, True, 0.0, NORM_EPS)
-            scale = conv.gamma * rate
+            y, mean, inverse_deviation = torch.native_batch_norm(
+                y, *affine, None, None, True, 0.0, NORM_EPS
+            )
+            scale = conv.gamma * inverse_deviation
             norm = FixedNorm(scale, torch.addcmul(conv.beta, mean, scale, value=-1))
         else:
             mean, variance = torch.batch_norm_update_stats(y, None, None, 0.0)
@@ -448,8 +454,8 @@ def fold_block(
     while tile > 1 and tile * image_bytes > tile_bytes:
         tile //= 2
     convs = calibration.folded(tile, dtype).convs
-    if isinstance(block, ConvBlock) and runs_triton(x.device):
-        from nasc_evo.supernet.convolutions import finished_behind
+    if isinstance(block, ConvBlock) and evaluates_in_triton(x):
+        from nasc_evo.supernet.convolutions import left_to_readers
 
-        convs = finished_behind(convs)
+        convs = left_to_readers(convs)
     return FoldedBlock(block, convs, calibration.convs, calibration.norms, tile), y

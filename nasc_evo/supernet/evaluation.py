@@ -47,8 +47,8 @@ MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
 CLOSE = 32
 """One in so many images is decided in float32 where the network runs in bfloat16."""
-TRITON_KERNELS = 3
-"""Raised when :mod:`nasc_evo.supernet.convolutions` computes something else than before."""
+TRITON_KERNELS = 4
+"""Raised when evaluation with Triton computes something else than before, norms included."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
@@ -303,7 +303,7 @@ class SupernetEvaluator:
         if dtype != torch.float32:
             close = closest(logits, math.ceil(images / CLOSE))
             inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
-            units: list[Callable[[], Unit]] = [partial(Normed, norms) for norms in start.norms]
+            units: list[Callable[[], Unit]] = [partial(Normed, known) for known in start.norms]
             units += [partial(Folded, folded.exact) for folded in folded_blocks]
             exact = [run_exact(part, blocks, units, sent) for part in inputs.split(slab)]
             logits[close] = torch.cat(exact)
@@ -351,7 +351,7 @@ def run_exact(
     Args:
         x: Inputs, `[N, 3, H, W]`.
         blocks: All blocks.
-        units: What gives each a unit with its norms.
+        units: Make the unit of each, with its norms.
         sent: Which channels are sent, and at how many bits, by cut.
     """
     for index, (block, unit) in enumerate(zip(blocks, units, strict=True)):

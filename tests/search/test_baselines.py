@@ -19,6 +19,7 @@ from tests.search.test_surrogate import tabular
 TABLES = Path(__file__).parents[2] / "nasc_evo/cost/tables"
 BASELINES = (
     "surrogate",
+    "nsga2",
     "random",
     "regularised_evolution",
     "nsga2_pymoo",
@@ -44,9 +45,9 @@ def rows(name):
     return {(r["position"], r["op"]): float(r["latency_ms"]) for r in csv.DictReader(lines)}
 
 
-def recosted(design, raw_bytes=784, uplink=18.88, downlink=54.97, rtt=2.0):
+def recosted(design, raw_bytes=784, uplink=18.88, downlink=54.97, rtt=2.0, device="edgegpu"):
     """Latency of an FBNet design from the CSV files, by a plain loop."""
-    device, server = rows("fbnet_32_edgegpu.csv"), rows("fbnet_32_titan_rtx.csv")
+    device, server = rows(f"fbnet_32_{device}.csv"), rows("fbnet_32_titan_rtx.csv")
     blocks = [[("stem", "-")]]
     blocks += [[(f"layer_{i + 1}", OPS[op])] for i, op in enumerate(design.ops)]
     blocks += [[("head", "-"), ("avgpool", "-"), ("fc", "-")]]
@@ -282,6 +283,10 @@ def test_relaxed_masks_follow_the_supernet_and_the_expected_time():
     assert 2 <= len(found) <= 8
     latencies = [e.metric("latency_ms") for e in found]
     assert latencies[-1] < latencies[0]  # the weight of the time has grown
+    link = one.chain.links[0]
+    rates = {"uplink": link.uplink_mbps, "downlink": link.downlink_mbps, "rtt": link.rtt_ms}
+    alone = [recosted(e.design, device="raspi4", **rates) for e in found]
+    assert latencies == pytest.approx(alone, rel=1e-9)
 
 
 def test_relaxed_masks_need_gradients():

@@ -1,4 +1,4 @@
-"""Training on a GPU: fused batch norm and captured blocks do what the plain ones do."""
+"""On a GPU: kernels of evaluation and training, and captured blocks, do what plain ones do."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,13 @@ import torch.nn.functional as F
 
 from nasc_evo.search.operators import keep_valid, random_genomes
 from nasc_evo.space import FBNetSpace, NASBench201Space
-from nasc_evo.supernet.blocks import ConvNorm, FoldedConv, average_pool, batch_norm_unit
+from nasc_evo.supernet.blocks import (
+    Calibration,
+    ConvNorm,
+    FoldedConv,
+    average_pool,
+    batch_norm_unit,
+)
 from nasc_evo.supernet.model import build_supernet, run_blocks
 from problems import FBNetSplit
 
@@ -64,6 +70,10 @@ def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu)
     assert conv(x)[0, 0, 0, 0].isnan()
 
 
+def poisoned(shape, *, memory_format, **options):
+    return torch.full(shape, torch.nan, **options).contiguous(memory_format=memory_format)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("inputs", "channels", "size", "stride"),
@@ -88,6 +98,9 @@ def test_dense_convolutions_equal_those_of_torch_with_what_follows(inputs, chann
     linear = conv._replace(relu=False)
     torch.testing.assert_close(linear(x).float(), expected, **close)
     torch.testing.assert_close(linear(x, plus).float(), expected + plus.float(), **close)
+    with pytest.MonkeyPatch.context() as patch:  # new memory is filled with NaN
+        patch.setattr(torch, "empty", poisoned)
+        assert not conv(x).isnan().any()
     x[0, 0, 0, 0] = torch.nan
     assert conv(x)[0, :, 0, 0].isnan().all()
     assert torch.equal(conv(x)[1:], conv(x[1:]))
@@ -101,7 +114,7 @@ def test_dense_convolutions_equal_those_of_torch_with_what_follows(inputs, chann
 def test_bias_and_relu_left_to_the_convolution_behind_change_nothing(
     inputs, within, channels, stride
 ):
-    from nasc_evo.supernet.convolutions import finished_behind
+    from nasc_evo.supernet.convolutions import left_to_readers
 
     generator = torch.Generator().manual_seed(0)
 
@@ -114,13 +127,32 @@ def test_bias_and_relu_left_to_the_convolution_behind_change_nothing(
         FoldedConv(random(within, 1, 5, 5), random(within), stride, within, relu=True),
         FoldedConv(random(channels, within, 1, 1), random(channels), 1, 1, relu=False),
     ]
-    left = finished_behind(convs)
+    left = left_to_readers(convs)
     assert [conv.finished for conv in left] == [True, False, True]
+    for other in (
+        [convs[0], convs[1]._replace(relu=False), convs[2]],
+        [convs[0], convs[1], convs[2]._replace(weight=random(channels, within, 3, 3))],
+        [conv.to(torch.float32) for conv in convs],
+    ):
+        assert all(conv.finished for conv in left_to_readers(other))
     results = []
     for row in (convs, left):
         y = row[1](row[0](x))
         results.append(row[2](y, x if stride == 1 and inputs == channels else None))
     assert torch.equal(*results)
+
+
+@torch.inference_mode()
+def test_calibration_gives_the_norms_of_its_images():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 24, 8, 8, generator=generator).cuda()
+    weight = torch.randn(48, 24, 1, 1, generator=generator).cuda()
+    gamma, beta = (torch.linspace(*ends, 48, device="cuda") for ends in ((0.5, 2), (-1, 1)))
+    conv = ConvNorm(weight, gamma, beta, relu=False)
+    calibration = Calibration()
+    expected = batch_norm_unit(x, conv)
+    torch.testing.assert_close(calibration(x, conv), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(calibration.folded()(x, conv), expected, rtol=0.02, atol=0.02)
 
 
 def test_designs_that_share_images_on_a_gpu_score_as_each_alone():
