@@ -44,6 +44,7 @@ def main() -> None:
         {
             "how": f"python -m nasc_evo.compare experiment={experiment['name']} "
             f"experiment.seeds={experiment['seeds']} parallel=loky",
+            "evaluator": experiment["evaluator"],
             "searches": len(searches),
             "seconds_of_all_searches": round(sum(s["seconds"] for s in searches), 1),
             "summary": [line[2:] for line in lines if line.startswith("- ")],

@@ -388,10 +388,12 @@ def _colours(comparison: Comparison) -> dict[str, Any]:
 
 def _draw_grid(path: Path, comparison: Comparison, panel: Any) -> None:
     shown = comparison.settings
-    lines = -(-len(shown) // PANELS_A_LINE)
-    figure = Figure(figsize=(5 * PANELS_A_LINE, 3.6 * lines + 0.6), layout="constrained")
+    columns = min(len(shown), PANELS_A_LINE)
+    lines = -(-len(shown) // columns)
+    width, names_a_line = (5 * columns, 2 * columns + 1) if columns > 1 else (7, 4)
+    figure = Figure(figsize=(width, 3.6 * lines + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, PANELS_A_LINE, squeeze=False).ravel()
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
     labels: dict[str, Any] = {}
     for axes, setting in zip(grid, shown, strict=False):
         panel(axes, setting)
@@ -402,7 +404,11 @@ def _draw_grid(path: Path, comparison: Comparison, panel: Any) -> None:
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     figure.legend(
-        list(labels.values()), list(labels), loc="outside lower center", ncols=7, fontsize=8
+        list(labels.values()),
+        list(labels),
+        loc="outside lower center",
+        ncols=names_a_line,
+        fontsize=8,
     )
     figure.savefig(path, dpi=80)
 
