@@ -41,8 +41,10 @@ from nasc_evo.supernet.transmission import channel_mask, transmit
 from nasc_evo.supernet.weights import file_sha256, find_weights, load_supernet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TILE_KB = {"cpu": 3072, "cuda": 2**20}
-"""Size up to which the largest tensor within a block grows, by processor."""
+TILE_VALUES = 3 * 2**19
+"""Values up to which the largest tensor within a block grows on a CPU."""
+GPU_TILE_KB = 2**20
+"""Size up to which it grows on a GPU."""
 MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
 CLOSE = 32
@@ -59,6 +61,19 @@ def has_native_bfloat16(device: torch.device) -> bool:
         return computes_bfloat16(device)
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Return whether a processor that computes in bfloat16 is faster so.
+
+    Intel's without AMX are not: on a Xeon candidates took 1.3 times as long as in float32
+    (`python -m nasc_evo.measure evaluator`).
+    """
+    if not has_native_bfloat16(device):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    intel = str(capabilities.get("cpu_name", "")).startswith("Intel")
+    return device.type == "cuda" or bool(capabilities.get("amx_bf16")) or not intel
 
 
 def keep_freed_memory() -> None:
@@ -82,7 +97,7 @@ class SupernetEvaluator:
         dataset: The images.
         images: How many images of the search split a search uses, or `"full"`.
         calibration_images: How many training images give batch norm its statistics.
-        dtype: `"float32"`, `"bfloat16"`, or `"auto"`: bfloat16 where the processor has it.
+        dtype: `"float32"`, `"bfloat16"`, or `"auto"`: what the processor is faster in.
             With bfloat16 statistics are computed in float32, and close decisions taken in it.
         tile_kb: Size in kB up to which the largest tensor within a block may grow: as many images
             go through a block at a time. None is what suits caches of most processors, 3 MB.
@@ -140,12 +155,15 @@ class SupernetEvaluator:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("evaluator.processor=cuda needs a CUDA device and there is none.")
         if dtype == "auto":
-            dtype = "bfloat16" if has_native_bfloat16(self.device) else "float32"
+            dtype = "bfloat16" if gains_from_bfloat16(self.device) else "float32"
         self.space = space
         self.dataset = dataset
         self.calibration_images = calibration_images
         self.dtype = dtype
-        self.tile_kb = TILE_KB[self.device.type] if tile_kb is None else tile_kb
+        if tile_kb is None:
+            on_cpu = TILE_VALUES * DTYPES[dtype].itemsize // 1024
+            tile_kb = on_cpu if self.device.type == "cpu" else GPU_TILE_KB
+        self.tile_kb = tile_kb
         self._prefixes = PrefixCache(memory_mb * 2**20)
         self._scored: tuple[str, int] | None = None
         self.threads = threads
