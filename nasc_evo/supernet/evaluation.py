@@ -332,24 +332,28 @@ class SupernetEvaluator:
         return Score(int((logits.argmax(dim=1) == y).sum()), images)
 
     def _worth_keeping(self, path: Path, images: int, shared: Collection[Path]) -> set[int]:
-        """Return after how many blocks the images of a candidate are to be kept.
+        """Return after how many blocks images of a candidate are to be kept, having made room.
 
         That is where the paths of its population part, at its cut (other masks and bits share the
-        head), and where resolution falls, for candidates to come.
+        head), and where resolution falls, for candidates to come; the longest prefixes first, as
+        far as all fit.
         """
         shapes = self.space.cut_shapes
         value_bytes = images * DTYPES[self.dtype].itemsize + self.calibration_images * 4
-        return {
-            length
-            for length in range(1, len(path))
-            if (
+        wanted, total = set(), 0
+        for length in range(len(path) - 1, 0, -1):
+            worth = (
                 path[:length] in shared
                 or path[length][0]
                 or shapes[length][1] < shapes[length - 1][1]
             )
-            and value_bytes * math.prod(shapes[length]) <= self._prefixes.budget_bytes
-            and path[:length] not in self._prefixes
-        }
+            nbytes = value_bytes * math.prod(shapes[length])
+            fits = total + nbytes <= self._prefixes.budget_bytes
+            if worth and fits and path[:length] not in self._prefixes:
+                wanted.add(length)
+                total += nbytes
+        self._prefixes.make_room(total)
+        return wanted
 
 
 def closest(logits: Tensor, n: int) -> Tensor:

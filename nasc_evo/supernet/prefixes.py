@@ -78,9 +78,13 @@ class PrefixCache:
         """Keep the images behind a prefix that is not here yet, unless they alone are too many."""
         if images.nbytes > self.budget_bytes:
             return
+        self.make_room(images.nbytes)
         self._images[prefix] = images
         self.nbytes += images.nbytes
-        while self.nbytes > self.budget_bytes:
+
+    def make_room(self, nbytes: int) -> None:
+        """Drop the least recently used images until so much more fits, or none is left."""
+        while self._images and self.nbytes + nbytes > self.budget_bytes:
             self.nbytes -= self._images.popitem(last=False)[1].nbytes
 
 
