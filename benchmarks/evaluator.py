@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--evaluations", type=int, default=800)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--memory-mb", type=int, default=512, help="for what candidates share")
+    parser.add_argument("--memory-mb", type=int, default=256, help="for what candidates share")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sample", type=int, default=12)
     parser.add_argument("--rank", type=int, default=0)

@@ -120,7 +120,7 @@ class SupernetEvaluator:
         calibration_images: int = 128,
         dtype: str = "auto",
         tile_kb: int | None = None,
-        memory_mb: int = 512,
+        memory_mb: int = 256,
         threads: int = 2,
         processor: str = "cpu",
         weights: str | os.PathLike[str] | None = None,
