@@ -11,8 +11,8 @@ other ways, in turns:
   convolution, norm and activation one after another;
 - `stand_alone`: as supernet projects do it: a network of modules is built, weights are copied,
   batch norm is calibrated anew on 2,560 training images and accuracy measured, both through a
-  DataLoader, in float32. Images are in memory and normalised already. Where fewer training images
-  ship they are repeated.
+  DataLoader, in float32. Images are in memory and normalised already; the 512 calibration images
+  are repeated.
 
 With --rank N, N random designs are scored on 2000 images by the evaluator and, one by one, in
 float32: rank correlation and differences. Last comes the roofline: for each kind of convolution its
@@ -186,10 +186,9 @@ def plain(evaluator: SupernetEvaluator, images: dict[str, Any], design: Design) 
 
 
 def training_images(evaluator: SupernetEvaluator) -> Tensor:
-    """Return what stand-alone networks calibrate on; few images that ship are repeated."""
+    """Return what stand-alone networks calibrate on: all calibration images, repeated."""
     dataset = evaluator.dataset
-    split = dataset.split("train" if "train" in dataset.splits else "calibration")
-    x = split.first(min(STAND_ALONE_CALIBRATION, len(split))).x
+    x = dataset.split("calibration").x
     x = to_input(x, dataset, evaluator.device, torch.float32).contiguous()
     repeats = -(-STAND_ALONE_CALIBRATION // len(x))
     return x.repeat(repeats, 1, 1, 1)[:STAND_ALONE_CALIBRATION]

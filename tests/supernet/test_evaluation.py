@@ -204,7 +204,7 @@ def test_sharing_changes_no_score(alone, generations, tile_kb, memory_mb, dtype)
     for population in generations:
         for index, score in together.evaluate(population):
             assert score == alone(tile_kb, dtype, population[index])
-        assert together._prefixes.nbytes <= memory_mb * 2**20
+            assert together._prefixes.nbytes <= memory_mb * 2**20
 
 
 @pytest.mark.parametrize("kind", ["two cuts", "cells"])
@@ -249,6 +249,21 @@ def test_what_bfloat16_decides_closely_is_decided_in_float32(monkeypatch):
     monkeypatch.setattr(evaluation, "CLOSE", 1)  # all of them
     monkeypatch.setattr(evaluation, "SLAB_IMAGES", {"cpu": 64})
     assert dict(rough.evaluate(VARIED)) == exact
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "gains"),
+    [
+        ({}, False),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+    ],
+)
+def test_auto_is_what_a_processor_is_faster_in(monkeypatch, capabilities, gains):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert small(dtype="auto").dtype == ("bfloat16" if gains else "float32")
+    assert small(dtype="auto").tile_kb == (3072 if gains else 6144)
 
 
 def test_the_closest_decisions_are_found():

@@ -21,6 +21,9 @@ def test_the_least_recently_used_images_make_room():
     assert ("a",) in cache
     assert ("x",) in cache
     assert cache.nbytes == 70
+    cache.make_room(60)
+    assert cache.nbytes == 30
+    assert ("x",) in cache
     cache.clear()
     assert cache.nbytes == 0
     assert ("a",) not in cache
