@@ -100,7 +100,8 @@ class SupernetEvaluator:
         dtype: `"float32"`, `"bfloat16"`, or `"auto"`: what the processor is faster in.
             With bfloat16 statistics are computed in float32, and close decisions taken in it.
         tile_kb: Size in kB up to which the largest tensor within a block may grow: as many images
-            go through a block at a time. None is what suits caches of most processors, 3 MB.
+            go through a block at a time. None is what suits caches of most processors, 3 MB in
+            bfloat16 and 6 in float32.
         memory_mb: Size of all tensors kept for candidates that begin alike; 0 keeps none. Has no
             effect on a result.
         threads: Threads of torch.
