@@ -70,7 +70,7 @@ def test_what_follows_a_convolution_in_one_pass_equals_its_steps(channels, relu)
     assert conv(x)[0, 0, 0, 0].isnan()
 
 
-def poisoned(shape, *, memory_format, **options):
+def poisoned(shape, *, memory_format=torch.contiguous_format, **options):
     return torch.full(shape, torch.nan, **options).contiguous(memory_format=memory_format)
 
 
