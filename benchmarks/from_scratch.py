@@ -106,6 +106,7 @@ def train(problem: Any, args: argparse.Namespace) -> None:
         weight_decay=5e-4,
         crop_padding=4 if dataset.name == "cifar100" else 2,
         ema=0.99,
+        cutmix=args.cutmix,
         validate_every=max(1, args.epochs // 3),
         processor=args.processor,
         threads=1,
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="a training ends then, if that is earlier")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--cutmix", type=float, default=0.0)
     parser.add_argument("--processor", default="cpu")
     parser.add_argument("--weights")
     parser.add_argument("--out", type=Path)

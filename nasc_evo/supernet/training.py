@@ -29,6 +29,7 @@ from nasc_evo.data.images import ImageDataset
 from nasc_evo.errors import UserError, one_line
 from nasc_evo.files import check_uncompressed
 from nasc_evo.space.architecture import ArchitectureSpace
+from nasc_evo.space.fbnet import OPS, SKIP, FBNetSpace
 from nasc_evo.space.genome import SplitSpace
 from nasc_evo.supernet.blocks import Calibration, batch_norm_unit, has_triton
 from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn
@@ -77,6 +78,9 @@ class TrainingConfig:
         init: Weight file to start from; None starts afresh.
         distillation: Share of the largest network's soft answers in what random networks learn;
             the rest is the labels.
+        even_depth: Share of random networks that skip any number of layers equally often (FBNet
+            only). Where every operation is as frequent as the others, hardly any network skips
+            many layers, and the fast end of a front inherits far too little.
         transmission: Share of random networks that send through a cut.
         leading: Share of these that send the most important groups of channels, by the order that
             `init` holds, or the first ones where there is none; the others send random ones.
@@ -110,6 +114,7 @@ class TrainingConfig:
     largest_every: int = 1
     init: str | None = None
     distillation: float = 1.0
+    even_depth: float = 0.0
     transmission: float = 0.5
     leading: float = 0.5
     gradient_clip: float = 5.0
@@ -146,7 +151,7 @@ class TrainingConfig:
             raise UserError(f"training.minutes must be above 0 or null, got {self.minutes}.")
         for name in (
             *("warmup", "momentum", "label_smoothing"),
-            *("distillation", "transmission", "leading", "ema", "cutmix"),
+            *("distillation", "even_depth", "transmission", "leading", "ema", "cutmix"),
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be in 0..1, got {getattr(self, name)}.")
@@ -178,6 +183,18 @@ class TrainingConfig:
 
 
 STAGE = ("sha256", "recipe", "steps", "processes", "seconds", "validation", "machine", "commit")
+
+
+def even_depth_path(path: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an FBNet path `[layers]` that skips any number of layers, each number as likely.
+
+    Layers that are not skipped keep their operation, or get any other one where that was to skip.
+    """
+    layers = len(path)
+    others = np.delete(np.arange(len(OPS)), SKIP)
+    kept = np.where(path == SKIP, rng.choice(others, layers), path)
+    skipped = rng.permutation(layers) < rng.integers(0, layers + 1)
+    return np.where(skipped, SKIP, kept)
 
 
 def _checksum(value: Tensor) -> int:
@@ -218,6 +235,11 @@ class Trainer:
         folder: Path,
     ) -> None:
         self.space, self.dataset, self.config, self.folder = space, dataset, config, folder
+        if config.even_depth > 0 and not isinstance(space, FBNetSpace):
+            raise UserError(
+                f"training.even_depth={config.even_depth} is for the layers of FBNet, which may be "
+                f"skipped; set it to 0 for {space.name}."
+            )
         processor = config.processor
         if processor == "auto":
             processor = "cuda" if torch.cuda.is_available() else "cpu"
@@ -317,6 +339,13 @@ class Trainer:
         rng = self._rng(1, turn)
         columns = [rng.permutation(max(choices)) % n for n in choices]
         return tuple(int(column[place]) for column in columns)
+
+    def random_path(self, index: int) -> tuple[int, ...]:
+        """Return random path `index`: a fair one, or one of even depth where that is asked for."""
+        rng, path = self._rng(8, index), np.array(self.fair_path(index))
+        if rng.random() >= self.config.even_depth:
+            return tuple(path.tolist())
+        return tuple(even_depth_path(path, rng).tolist())
 
     def random_transmission(self, rng: np.random.Generator) -> list[Transmission]:
         """Return a random cut with a mask, whole groups, and bits: leading or random groups."""
@@ -472,7 +501,7 @@ class Trainer:
                 loss.backward()
             target = torch.lerp(target, logits.detach().softmax(dim=1), config.distillation)
         rng, count = self._rng(4, number), config.random_paths
-        networks = [self.fair_path(number * count + i) for i in range(count)]
+        networks = [self.random_path(number * count + i) for i in range(count)]
         transmissions = [
             self.random_transmission(rng) if rng.random() < config.transmission else []
             for _ in networks
@@ -589,7 +618,10 @@ class Trainer:
         rng = self._rng(5)
         sizes = [len(ops) for ops in self.space.gene_ops]
         paths = [supernet.largest()]
-        paths += [tuple(rng.integers(0, sizes)) for _ in range(self.config.validation_paths)]
+        for number in range(self.config.validation_paths):
+            path = rng.integers(0, sizes)
+            even = number < self.config.even_depth * self.config.validation_paths
+            paths.append(tuple(even_depth_path(path, rng) if even else path))
         accuracies = []
         for ops in paths:
             calibration = Calibration()

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from nasc_evo.data.images import ImageDataset, Images
 from nasc_evo.errors import UserError
-from nasc_evo.space import FBNetSpace
+from nasc_evo.space import FBNetSpace, NASBench201Space
+from nasc_evo.space.fbnet import SKIP
 from nasc_evo.supernet.model import build_supernet
-from nasc_evo.supernet.training import Trainer, TrainingConfig
+from nasc_evo.supernet.training import Trainer, TrainingConfig, even_depth_path
 from nasc_evo.supernet.weights import (
     load_importance,
     load_supernet,
@@ -223,6 +224,34 @@ def test_paths_are_fair(tmp_path):
         for layer in range(22):
             assert sorted(turn[:, layer]) == list(range(9))
     assert not np.array_equal(paths[:9], paths[9:])
+
+
+def test_even_depth_skips_any_number_of_layers_equally_often():
+    rng = np.random.default_rng(0)
+    sizes = [len(ops) for ops in SPACE.gene_ops]
+    paths = [rng.integers(0, sizes) for _ in range(4600)]
+    drawn = np.array([even_depth_path(path, rng) for path in paths])
+    counts = np.bincount((drawn == SKIP).sum(axis=1), minlength=23)
+    assert counts.min() > 140  # 200 expected, standard deviation 14
+    assert counts.max() < 260
+    kept = (np.array(paths) != SKIP) & (drawn != SKIP)
+    assert (drawn[kept] == np.array(paths)[kept]).all()
+    assert {*np.unique(drawn)} == set(range(9))
+
+
+def test_the_share_of_paths_of_even_depth(tmp_path):
+    fair = [trainer(tmp_path, CONFIG).random_path(i) for i in range(40)]
+    one = trainer(tmp_path, replace(CONFIG, even_depth=0.5))
+    assert fair == [one.fair_path(i) for i in range(40)]
+    paths = [one.random_path(i) for i in range(40)]
+    assert paths == [one.random_path(i) for i in range(40)]
+    assert 10 <= sum(path == other for path, other in zip(paths, fair, strict=True)) <= 30
+
+
+def test_even_depth_is_refused_where_no_layer_can_be_skipped(tmp_path):
+    space = NASBench201Space(32, 2)
+    with pytest.raises(UserError, match="for the layers of FBNet, .* set it to 0 for nasbench201"):
+        Trainer(space, Blobs(), replace(CONFIG, even_depth=0.5), tmp_path)
 
 
 def test_transmissions_are_aligned_to_groups_at_inner_cuts(tmp_path):
