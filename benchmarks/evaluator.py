@@ -269,7 +269,7 @@ def roofline(
         for kind, part in sorted(parts.items(), key=lambda item: -item[1]["seconds"])
     }
     exact = evaluator.calibration_images / evaluator.images
-    exact += 0 if dtype == torch.float32 else 1 / CLOSE
+    exact += 0 if dtype == torch.float32 else 1 / CLOSE[evaluator.device.type]
     images = 1 + exact * 4 / dtype.itemsize
     floor_ms = sum(row["floor_ms"] for row in rows.values())
     return {

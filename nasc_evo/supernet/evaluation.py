@@ -47,7 +47,7 @@ GPU_TILE_KB = 2**20
 """Size up to which it grows on a GPU."""
 MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
-CLOSE = 32
+CLOSE = {"cpu": 32, "cuda": 16}
 """One in so many images is decided in float32 where the network runs in bfloat16."""
 TRITON_KERNELS = 4
 """Raised when evaluation with Triton computes something else than before, norms included."""
@@ -194,7 +194,8 @@ class SupernetEvaluator:
     def describe(self) -> dict[str, Any]:
         """Return weights, images and numerics: what an accuracy is a function of."""
         bfloat16 = self.dtype == "bfloat16"
-        close = f"the closest 1 of {CLOSE} images in float32" if bfloat16 else "as all others"
+        share = f"the closest 1 of {CLOSE[self.device.type]} images in float32"
+        close = share if bfloat16 else "as all others"
         on_cpu = self.device.type == "cpu"
         triton = f"Triton (kernels {TRITON_KERNELS}) and " if runs_triton(self.device) else ""
         on_gpu = f"{triton}cuDNN (TF32 where it says float32)"
@@ -320,7 +321,7 @@ class SupernetEvaluator:
             outputs += tiles
         logits = torch.cat(outputs)
         if dtype != torch.float32:
-            close = closest(logits, math.ceil(images / CLOSE))
+            close = closest(logits, math.ceil(images / CLOSE[self.device.type]))
             inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
             units: list[Callable[[], Unit]] = [partial(Normed, known) for known in start.norms]
             units += [partial(Folded, folded.exact) for folded in folded_blocks]
