@@ -171,6 +171,7 @@ def compare(problem: Any, args: argparse.Namespace) -> dict[str, Any]:
                 "macs": int(space.macs(ops)[0]),
                 "params": int(space.params(ops)[0]),
                 "trained": written["accuracy"]["test"]["accuracy"],
+                "steps": written["steps"],
                 "seconds": written["seconds"],
             }
         )
