@@ -10,6 +10,7 @@ thus serves training, calibration and evaluation:
 - :class:`Normed` does the same from the norms alone, for few images.
 """
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,8 @@ class Calibration:
     """A unit that normalises by the batch and records every convolution with its norm folded.
 
     Run a network once on calibration images; :meth:`folded` then evaluates the same network on
-    any images with those statistics.
+    any images with those statistics. With norms that are known from an earlier run nothing is
+    computed: the images may be none, `[0, C, H, W]`, and outputs have a shape and no images.
 
     Attributes:
         convs: The recorded convolutions.
@@ -213,14 +215,30 @@ class Calibration:
         image_bytes: Size of the largest input or output of a convolution, for one image.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[FixedNorm] | None = None) -> None:
         self.convs: list[FoldedConv] = []
         self.norms: list[FixedNorm] = []
         self.shapes: list[torch.Size] = []
         self.image_bytes = 0
+        self._known = None if known is None else iter(known)
 
     def __call__(self, x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
         """Convolve, normalise by the batch, record, activate, add."""
+        if self._known is not None:
+            norm = next(self._known)
+            sides = (-(-side // conv.stride) for side in x.shape[2:])
+            y = x.new_empty((0, len(conv.weight), *sides))
+        else:
+            y, norm = self._normalised(x, conv)
+        self.convs.append(fold(conv, norm).to(x.dtype))
+        self.norms.append(norm)
+        self.shapes.append(x.shape)
+        values = max(math.prod(tensor.shape[1:]) for tensor in (x, y))
+        self.image_bytes = max(self.image_bytes, values * x.element_size())
+        return y.relu_() if conv.relu else add(y, plus)
+
+    def _normalised(self, x: Tensor, conv: ConvNorm) -> tuple[Tensor, FixedNorm]:
+        """Return `x` convolved and normalised by the batch, and the norm that did it."""
         y = convolve(x, conv).float()
         if x.dtype == torch.float32 and evaluates_in_triton(x):  # one launch instead of four
             affine = conv.gamma, conv.beta
@@ -235,12 +253,7 @@ class Calibration:
             norm = FixedNorm(scale, conv.beta - mean * scale)
             y = torch.addcmul(norm.shift[:, None, None], y, scale[:, None, None], out=y)
             y = y.to(x.dtype)
-        self.convs.append(fold(conv, norm).to(x.dtype))
-        self.norms.append(norm)
-        self.shapes.append(x.shape)
-        image_bytes = max(x.numel(), y.numel()) // len(x) * x.element_size()
-        self.image_bytes = max(self.image_bytes, image_bytes)
-        return y.relu_() if conv.relu else add(y, plus)
+        return y, norm
 
     def folded(self, images: int | None = None, dtype: torch.dtype | None = None) -> "Folded":
         """Return a unit that replays the recorded convolutions once, in order.
@@ -436,7 +449,12 @@ class FoldedBlock:
 
 
 def fold_block(
-    block: Block, x: Tensor, dtype: torch.dtype, tile_bytes: int, max_tile: int
+    block: Block,
+    x: Tensor,
+    dtype: torch.dtype,
+    tile_bytes: int,
+    max_tile: int,
+    known: Sequence[FixedNorm] | None = None,
 ) -> tuple[FoldedBlock, Tensor]:
     """Return a block with norms folded by the statistics of `x`, and its output for `x`.
 
@@ -446,8 +464,9 @@ def fold_block(
         dtype: Type of the images that it will run on.
         tile_bytes: Size up to which their largest tensor within the block may grow.
         max_tile: Images that a tile has at most, a power of two.
+        known: The norms, where they are known already; `x` then has no images.
     """
-    calibration = Calibration()
+    calibration = Calibration(known)
     y = block(x, calibration)
     image_bytes = calibration.image_bytes * dtype.itemsize // x.element_size()
     tile = max_tile

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -25,6 +26,7 @@ from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.space.genome import Design
 from nasc_evo.supernet.blocks import (
     Block,
+    FixedNorm,
     Folded,
     FoldedBlock,
     Normed,
@@ -51,6 +53,8 @@ CLOSE = {"cpu": 32, "cuda": 16}
 """One in so many images is decided in float32 where the network runs in bfloat16."""
 TRITON_KERNELS = 4
 """Raised when evaluation with Triton computes something else than before, norms included."""
+KNOWN_NORMS = 256
+"""Designs whose norms are remembered, for when they are scored on other images."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
@@ -167,6 +171,7 @@ class SupernetEvaluator:
         self.tile_kb = tile_kb
         self._prefixes = PrefixCache(memory_mb * 2**20)
         self._scored: tuple[str, int] | None = None
+        self._norms: OrderedDict[Path, list[Sequence[FixedNorm]]] = OrderedDict()
         self.threads = threads
         self.weights = find_weights(space, dataset, weights)
         if self.device.type == "cpu":
@@ -280,7 +285,8 @@ class SupernetEvaluator:
         """
         x, y = (part[:images] for part in self._split(split))
         dtype, slab = DTYPES[self.dtype], SLAB_IMAGES[self.device.type]
-        begun, start = self._prefixes.longest(path)
+        known = self._norms.get(path)
+        begun, start = self._prefixes.longest(path, calibrated=known is None)
         start = start or Images(self._calibration, [], [[part] for part in x.split(slab)])
         sent = {
             cut: (channel_mask(mask, self.space.cut_shapes[cut][0]).to(self.device), bits)
@@ -290,7 +296,8 @@ class SupernetEvaluator:
         kept: dict[int, Images] = {}
         blocks = self.supernet.blocks(design.ops)
         folded_blocks: list[FoldedBlock] = []
-        calibration, norms = start.calibration, list(start.norms)
+        calibration = start.calibration if known is None else start.calibration[:0]
+        norms = list(start.norms)
 
         def further(tiles: Sequence[Tensor], index: int, folded: FoldedBlock) -> Sequence[Tensor]:
             """Return images behind one more block."""
@@ -307,7 +314,10 @@ class SupernetEvaluator:
         for index, block in enumerate(blocks[begun:], begun):
             if index in sent:
                 calibration = transmit(calibration, *sent[index])
-            folded, calibration = fold_block(block, calibration, dtype, self.tile_kb * 1024, slab)
+            of_block = None if known is None else known[index]
+            folded, calibration = fold_block(
+                block, calibration, dtype, self.tile_kb * 1024, slab, of_block
+            )
             folded_blocks.append(folded)
             norms.append(folded.norms)
             if index + 1 in wanted:
@@ -331,6 +341,10 @@ class SupernetEvaluator:
             raise FloatingPointError("the outputs of the inherited network are not finite")
         for length, behind in kept.items():
             self._prefixes.add(path[:length], behind)
+        self._norms[path] = norms
+        self._norms.move_to_end(path)
+        if len(self._norms) > KNOWN_NORMS:
+            self._norms.popitem(last=False)
         return Score(int((logits.argmax(dim=1) == y).sum()), images)
 
     def _worth_keeping(self, path: Path, images: int, shared: Collection[Path]) -> set[int]:

@@ -27,7 +27,8 @@ class Images:
     """The images of an evaluation behind some blocks of a candidate.
 
     Attributes:
-        calibration: Those that give norms their statistics, `[N, C, H, W]`.
+        calibration: Those that give norms their statistics, `[N, C, H, W]`; none, `[0, C, H, W]`,
+            where the norms were known before.
         norms: What they gave to the norms so far, a list a block.
         slabs: Those that are scored.
     """
@@ -65,11 +66,16 @@ class PrefixCache:
         self._images.clear()
         self.nbytes = 0
 
-    def longest(self, path: Path) -> tuple[int, Images | None]:
-        """Return the length of the longest prefix of a path that is here, and its images."""
+    def longest(self, path: Path, *, calibrated: bool) -> tuple[int, Images | None]:
+        """Return the length of the longest prefix of a path that is here, and its images.
+
+        Args:
+            path: The path.
+            calibrated: Whether images of calibration have to be among them.
+        """
         for length in range(len(path) - 1, 0, -1):
             images = self._images.get(path[:length])
-            if images is not None:
+            if images is not None and (len(images.calibration) > 0 or not calibrated):
                 self._images.move_to_end(path[:length])
                 return length, images
         return 0, None

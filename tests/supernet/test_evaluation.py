@@ -293,8 +293,47 @@ def test_what_designs_have_in_common_is_computed_once(monkeypatch):
     dict(evaluator.evaluate([design(other, 24), design(OPS, 24)]))
     assert 24 + 8 > len(computed) >= 8 + 8  # they part after block 16, and something was known
     computed.clear()
-    dict(evaluator.evaluate(masks, images=30))  # other images: nothing is known of them
+    dict(evaluator.evaluate(masks, images=30))  # other images: their tensors are not known
     assert len(computed) == 24 + 2 * 14
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+def test_on_other_images_a_design_is_not_calibrated_again(monkeypatch, dtype):
+    calibrated = []
+
+    def counted(unit, x, conv):
+        calibrated.append(conv)
+        return normalised(unit, x, conv)
+
+    normalised = Calibration._normalised
+    monkeypatch.setattr(Calibration, "_normalised", counted)
+    other = OPS.copy()
+    other[15:] = (other[15:] + 1) % 9
+    masks = [design(OPS, 10, mask, 8) for mask in ("11111111", "11110000")]
+    unknown = [design(OPS, 24), design(OPS, 10, "00001111", 8), design(other, 10, "11110000", 8)]
+    evaluator = small(dtype=dtype)
+    dict(evaluator.evaluate(masks))
+    expected = dict(small(dtype=dtype).evaluate([*masks, *unknown], "test", 30))
+    calibrated.clear()
+    assert dict(evaluator.evaluate(masks, "test", 30)) == {0: expected[0], 1: expected[1]}
+    assert not calibrated
+    assert dict(evaluator.evaluate([*masks, *unknown], "test", 30)) == expected
+    assert calibrated
+    monkeypatch.setattr(evaluation, "KNOWN_NORMS", 2)
+    few = small(dtype=dtype)
+    dict(few.evaluate([*masks, *unknown], "test", 20))
+    assert len(few._norms) == 2
+
+
+def test_cells_whose_norms_are_known_score_as_before():
+    options = {"images": 24, "calibration_images": 16, "dtype": "float32", "threads": 1}
+    problem = NASBench201Split(evaluator={"name": "supernet", **options})
+    X = random_genomes(problem.space, 4, np.random.default_rng(0))
+    designs = problem.space.designs(problem.space.decode_batch(keep_valid(problem.space, X)))
+    known, fresh = problem.evaluator, NASBench201Split(evaluator={"name": "supernet", **options})
+    dict(known.evaluate(designs))
+    expected = dict(fresh.evaluator.evaluate(designs, "test", 24))
+    assert dict(known.evaluate(designs, "test", 24)) == expected
 
 
 def test_memory_does_not_grow_over_a_thousand_evaluations():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def test_the_least_recently_used_images_make_room():
     cache = PrefixCache(100)
     cache.add(("a",), images(40))
     cache.add(("a", "b"), images(40))
-    assert cache.longest(("a", "c", "d"))[0] == 1  # uses the first
+    assert cache.longest(("a", "c", "d"), calibrated=True)[0] == 1  # uses the first
     cache.add(("x",), images(30))
     assert ("a", "b") not in cache
     assert ("a",) in cache
@@ -47,9 +49,19 @@ def test_the_longest_prefix_is_found_but_never_the_whole_path():
     kept = {path: images(10) for path in [(1,), (1, 2), (1, 2, 3)]}
     for path, behind in kept.items():
         cache.add(path, behind)
-    assert cache.longest((1, 2, 3)) == (2, kept[1, 2])
-    assert cache.longest((1, 2, 3, 4)) == (3, kept[1, 2, 3])
-    assert cache.longest((2, 2)) == (0, None)
+    for calibrated in (False, True):
+        assert cache.longest((1, 2, 3), calibrated=calibrated) == (2, kept[1, 2])
+        assert cache.longest((1, 2, 3, 4), calibrated=calibrated) == (3, kept[1, 2, 3])
+        assert cache.longest((2, 2), calibrated=calibrated) == (0, None)
+
+
+def test_images_without_calibration_serve_who_needs_none():
+    cache = PrefixCache(100)
+    whole, bare = images(10), replace(images(10), calibration=torch.zeros(0))
+    cache.add((1,), whole)
+    cache.add((1, 2), bare)
+    assert cache.longest((1, 2, 3), calibrated=False) == (2, bare)
+    assert cache.longest((1, 2, 3), calibrated=True) == (1, whole)
 
 
 def test_neighbours_share_their_common_prefix():
