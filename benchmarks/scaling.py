@@ -83,12 +83,12 @@ def measure_workers(n_designs: int, repeats: int) -> tuple[dict[str, Any], NDArr
         return {"designs_per_second": float(np.median(rates)), "range": [rates[0], rates[-1]]}
 
     result = {}
-    for threads in (2, 1):
-        evaluator = FBNetSplit(evaluator={"threads": threads}).evaluator
+    for threads in (2, 1):  # nothing is kept: designs that are scored again cost what they did
+        evaluator = FBNetSplit(evaluator={"threads": threads, "memory_mb": 0}).evaluator
         times = seconds(lambda e=evaluator: list(e.evaluate(designs)), repeats)
         result[f"this process, {threads} threads"] = spread(times)
     each = [min(seconds(lambda d=design: list(evaluator.evaluate([d])), 1)) for design in designs]
-    made = FBNetSplit(evaluator={"threads": 1})
+    made = FBNetSplit(evaluator={"threads": 1, "memory_mb": 0})
     for n in (1, 2):
         pool = LokyPool(n)
         workers = ParallelEvaluator(made.evaluator, made._evaluator, pool, chunk=1)

@@ -37,7 +37,14 @@ from nasc_evo.supernet.blocks import (
 )
 from nasc_evo.supernet.inputs import prepare, to_input, to_uint8
 from nasc_evo.supernet.model import Supernet
-from nasc_evo.supernet.prefixes import Images, Path, PrefixCache, retiled, shared_prefixes
+from nasc_evo.supernet.prefixes import (
+    Images,
+    Path,
+    PrefixCache,
+    packed,
+    retiled,
+    shared_prefixes,
+)
 from nasc_evo.supernet.score import Score
 from nasc_evo.supernet.transmission import channel_mask, transmit
 from nasc_evo.supernet.weights import file_sha256, find_weights, load_supernet
@@ -54,7 +61,7 @@ CLOSE = {"cpu": 32, "cuda": 16}
 TRITON_KERNELS = 4
 """Raised when evaluation with Triton computes something else than before, norms included."""
 KNOWN_NORMS = 256
-"""Designs whose norms are remembered, for when they are scored on other images."""
+"""Designs whose norms are remembered for other images; at most 0.2 MB each."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
@@ -106,8 +113,8 @@ class SupernetEvaluator:
         tile_kb: Size in kB up to which the largest tensor within a block may grow: as many images
             go through a block at a time. None is what suits caches of most processors, 3 MB in
             bfloat16 and 6 in float32.
-        memory_mb: Size of all tensors kept for candidates that begin alike; 0 keeps none. Has no
-            effect on a result.
+        memory_mb: Size of all tensors kept for candidates that begin alike; 0 keeps none, nor the
+            norms of those scored last, which come on top. Has no effect on a result.
         threads: Threads of torch.
         processor: `"cpu"` or a torch device such as `"cuda"`.
         weights: Weight file; by default the one that ships for space and data set.
@@ -292,11 +299,13 @@ class SupernetEvaluator:
             cut: (channel_mask(mask, self.space.cut_shapes[cut][0]).to(self.device), bits)
             for cut, (mask, bits) in transmissions(design).items()
         }
-        wanted = self._worth_keeping(path, images, shared)
+        calibration = start.calibration
+        if known is not None:
+            calibration = calibration.new_empty((0, *calibration.shape[1:]))
+        wanted = self._worth_keeping(path, images, len(calibration), shared)
         kept: dict[int, Images] = {}
         blocks = self.supernet.blocks(design.ops)
         folded_blocks: list[FoldedBlock] = []
-        calibration = start.calibration if known is None else start.calibration[:0]
         norms = list(start.norms)
 
         def further(tiles: Sequence[Tensor], index: int, folded: FoldedBlock) -> Sequence[Tensor]:
@@ -333,7 +342,7 @@ class SupernetEvaluator:
         if dtype != torch.float32:
             close = closest(logits, math.ceil(images / CLOSE[self.device.type]))
             inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
-            units: list[Callable[[], Unit]] = [partial(Normed, known) for known in start.norms]
+            units: list[Callable[[], Unit]] = [partial(Normed, part) for part in start.norms]
             units += [partial(Folded, folded.exact) for folded in folded_blocks]
             exact = [run_exact(part, blocks, units, sent) for part in inputs.split(slab)]
             logits[close] = torch.cat(exact)
@@ -341,13 +350,16 @@ class SupernetEvaluator:
             raise FloatingPointError("the outputs of the inherited network are not finite")
         for length, behind in kept.items():
             self._prefixes.add(path[:length], behind)
-        self._norms[path] = norms
-        self._norms.move_to_end(path)
-        if len(self._norms) > KNOWN_NORMS:
-            self._norms.popitem(last=False)
+        if self._prefixes.budget_bytes:
+            self._norms[path] = packed(norms) if known is None else known
+            self._norms.move_to_end(path)
+            if len(self._norms) > KNOWN_NORMS:
+                self._norms.popitem(last=False)
         return Score(int((logits.argmax(dim=1) == y).sum()), images)
 
-    def _worth_keeping(self, path: Path, images: int, shared: Collection[Path]) -> set[int]:
+    def _worth_keeping(
+        self, path: Path, images: int, calibration_images: int, shared: Collection[Path]
+    ) -> set[int]:
         """Return after how many blocks images of a candidate are to be kept, having made room.
 
         That is where the paths of its population part, at its cut (other masks and bits share the
@@ -355,7 +367,7 @@ class SupernetEvaluator:
         far as all fit.
         """
         shapes = self.space.cut_shapes
-        value_bytes = images * DTYPES[self.dtype].itemsize + self.calibration_images * 4
+        value_bytes = images * DTYPES[self.dtype].itemsize + calibration_images * 4
         wanted, total = set(), 0
         for length in range(len(path) - 1, 0, -1):
             worth = (
@@ -365,7 +377,8 @@ class SupernetEvaluator:
             )
             nbytes = value_bytes * math.prod(shapes[length])
             fits = total + nbytes <= self._prefixes.budget_bytes
-            if worth and fits and path[:length] not in self._prefixes:
+            known = self._prefixes.get(path[:length], calibrated=calibration_images > 0)
+            if worth and fits and known is None:
                 wanted.add(length)
                 total += nbytes
         self._prefixes.make_room(total)

@@ -57,33 +57,37 @@ class PrefixCache:
         self.nbytes = 0
         self._images: OrderedDict[Hashable, Images] = OrderedDict()
 
-    def __contains__(self, prefix: Path) -> bool:
-        """Return whether the images behind a prefix are here."""
-        return prefix in self._images
+    def get(self, prefix: Path, *, calibrated: bool = False) -> Images | None:
+        """Return the images behind a prefix, None where they are not here.
+
+        Args:
+            prefix: The prefix.
+            calibrated: Whether images of calibration have to be among them.
+        """
+        images = self._images.get(prefix)
+        lacking = calibrated and images is not None and len(images.calibration) == 0
+        return None if lacking else images
 
     def clear(self) -> None:
         """Drop all images."""
         self._images.clear()
         self.nbytes = 0
 
-    def longest(self, path: Path, *, calibrated: bool) -> tuple[int, Images | None]:
-        """Return the length of the longest prefix of a path that is here, and its images.
-
-        Args:
-            path: The path.
-            calibrated: Whether images of calibration have to be among them.
-        """
+    def longest(self, path: Path, *, calibrated: bool = False) -> tuple[int, Images | None]:
+        """Return the length of the longest prefix of a path that is here, and its images."""
         for length in range(len(path) - 1, 0, -1):
-            images = self._images.get(path[:length])
-            if images is not None and (len(images.calibration) > 0 or not calibrated):
+            images = self.get(path[:length], calibrated=calibrated)
+            if images is not None:
                 self._images.move_to_end(path[:length])
                 return length, images
         return 0, None
 
     def add(self, prefix: Path, images: Images) -> None:
-        """Keep the images behind a prefix that is not here yet, unless they alone are too many."""
+        """Keep the images behind a prefix in place of others, unless they alone are too many."""
         if images.nbytes > self.budget_bytes:
             return
+        replaced = self._images.pop(prefix, None)
+        self.nbytes -= 0 if replaced is None else replaced.nbytes
         self.make_room(images.nbytes)
         self._images[prefix] = images
         self.nbytes += images.nbytes
@@ -92,6 +96,15 @@ class PrefixCache:
         """Drop the least recently used images until so much more fits, or none is left."""
         while self._images and self.nbytes + nbytes > self.budget_bytes:
             self.nbytes -= self._images.popitem(last=False)[1].nbytes
+
+
+def packed(norms: Sequence[Sequence[FixedNorm]]) -> list[Sequence[FixedNorm]]:
+    """Return norms, a row a block, with all values in one tensor; small ones cut up memory."""
+    parts = [part for of_block in norms for norm in of_block for part in norm]
+    if not parts:
+        return [[] for _ in norms]
+    views = iter(torch.cat(parts).split([len(part) for part in parts]))
+    return [[FixedNorm(next(views), next(views)) for _ in of_block] for of_block in norms]
 
 
 def shared_prefixes(paths: Iterable[Path]) -> set[Path]:

@@ -2,10 +2,11 @@
 
 Each step trains the largest network on the labels and random networks on its soft answers, the
 labels, or a mixture of both. Random networks are drawn *fairly* (every operation of a layer equally
-often) and some of them send their tensor through a random cut, mask and quantiser, so that what a
-search asks for is in distribution. Every random choice is a function of the seed and the number of
-the batch, hence training resumed from a checkpoint goes on exactly as if it had never stopped, and
-several processes (:mod:`nasc_evo.supernet.processes`) know without a word what each has to do.
+often) or with evenly distributed depths, and some of them send their tensor through a random cut,
+mask and quantiser, so that what a search asks for is in distribution. Every random choice is a
+function of the seed and the number of the batch, hence training resumed from a checkpoint goes on
+exactly as if it had never stopped, and several processes (:mod:`nasc_evo.supernet.processes`) know
+without a word what each has to do.
 """
 
 import csv
@@ -91,7 +92,8 @@ class TrainingConfig:
         cutmix: Share of steps in which a rectangle of every image comes from another one, and its
             share of the label too (Yun et al., ICCV 2019).
         validate_every: Epochs between validations.
-        validation_paths: Random networks a validation scores, beside the largest.
+        validation_paths: Random networks a validation scores, beside the largest; a share of
+            `even_depth` of them are of even depth.
         validation_images: Images of the search split a validation uses.
         seed: Of everything.
         dtype: `"auto"` (bfloat16 on a GPU, float32 on a CPU), `"float32"` or `"bfloat16"`.
@@ -235,11 +237,7 @@ class Trainer:
         folder: Path,
     ) -> None:
         self.space, self.dataset, self.config, self.folder = space, dataset, config, folder
-        if config.even_depth > 0 and not isinstance(space, FBNetSpace):
-            raise UserError(
-                f"training.even_depth={config.even_depth} is for the layers of FBNet, which may be "
-                f"skipped; set it to 0 for {space.name}."
-            )
+        self._check_recipe()
         processor = config.processor
         if processor == "auto":
             processor = "cuda" if torch.cuda.is_available() else "cpu"
@@ -299,6 +297,14 @@ class Trainer:
             raise UserError(
                 f"The processes of this training begin differently, this one at step {self.step}: "
                 "give all of them the same files and the same folder, with its checkpoint."
+            )
+
+    def _check_recipe(self) -> None:
+        """Raise a UserError if the space has no use for an option."""
+        if self.config.even_depth > 0 and not isinstance(self.space, FBNetSpace):
+            raise UserError(
+                f"training.even_depth={self.config.even_depth} is for the layers of FBNet, which "
+                f"may be skipped; set it to 0 for {self.space.name}."
             )
 
     def _optimizer(self) -> torch.optim.SGD:
@@ -607,6 +613,16 @@ class Trainer:
             writer.writerow(row)
         return validation
 
+    def validation_paths(self, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """Return the random networks of a validation, those of even depth first."""
+        sizes = [len(ops) for ops in self.space.gene_ops]
+        count, paths = self.config.validation_paths, []
+        for number in range(count):
+            path = rng.integers(0, sizes)
+            even = number < self.config.even_depth * count
+            paths.append(tuple((even_depth_path(path, rng) if even else path).tolist()))
+        return paths
+
     @torch.inference_mode()
     def validate(self, supernet: Supernet) -> dict[str, float]:
         """Return accuracies on search images of the largest and of random networks."""
@@ -616,12 +632,8 @@ class Trainer:
         calibration_images = self.dataset.split("calibration").first(256)
         calibration_x = to_input(calibration_images.x, self.dataset, self.device, self.dtype)
         rng = self._rng(5)
-        sizes = [len(ops) for ops in self.space.gene_ops]
         paths = [supernet.largest()]
-        for number in range(self.config.validation_paths):
-            path = rng.integers(0, sizes)
-            even = number < self.config.even_depth * self.config.validation_paths
-            paths.append(tuple(even_depth_path(path, rng) if even else path))
+        paths += self.validation_paths(rng)
         accuracies = []
         for ops in paths:
             calibration = Calibration()

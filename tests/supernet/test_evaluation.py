@@ -319,10 +319,33 @@ def test_on_other_images_a_design_is_not_calibrated_again(monkeypatch, dtype):
     assert not calibrated
     assert dict(evaluator.evaluate([*masks, *unknown], "test", 30)) == expected
     assert calibrated
+    forgetful = small(dtype=dtype, memory_mb=0)
+    for _ in range(2):
+        calibrated.clear()
+        dict(forgetful.evaluate(masks))
+        assert calibrated
     monkeypatch.setattr(evaluation, "KNOWN_NORMS", 2)
     few = small(dtype=dtype)
     dict(few.evaluate([*masks, *unknown], "test", 20))
     assert len(few._norms) == 2
+
+
+def test_who_needs_calibration_shares_what_others_kept_without(monkeypatch):
+    computed = []
+
+    def counted(block, x, *arguments):
+        computed.append(block)
+        return fold_block(block, x, *arguments)
+
+    fold_block = evaluation.fold_block
+    monkeypatch.setattr(evaluation, "fold_block", counted)
+    evaluator = small()
+    masks = [design(OPS, 10, mask, 8) for mask in ("11110000", "11000000", "00001111", "00000011")]
+    dict(evaluator.evaluate(masks[:2]))
+    dict(evaluator.evaluate(masks[:2], images=30))  # their head is kept, without calibration
+    computed.clear()
+    dict(evaluator.evaluate(masks[2:], images=30))
+    assert len(computed) == 24 + 14
 
 
 def test_cells_whose_norms_are_known_score_as_before():

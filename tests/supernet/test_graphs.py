@@ -15,7 +15,7 @@ from nasc_evo.supernet.blocks import (
     batch_norm_unit,
 )
 from nasc_evo.supernet.model import build_supernet, run_blocks
-from problems import FBNetSplit
+from problems import FBNetSplit, NASBench201Split
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -155,16 +155,19 @@ def test_calibration_gives_the_norms_of_its_images():
     torch.testing.assert_close(calibration.folded()(x, conv), expected, rtol=0.02, atol=0.02)
 
 
-def test_designs_that_share_images_on_a_gpu_score_as_each_alone():
+@pytest.mark.parametrize("kind", [FBNetSplit, NASBench201Split])
+def test_designs_that_share_images_on_a_gpu_score_as_each_alone(kind):
     options = {"name": "supernet", "images": 200, "processor": "cuda"}
-    problem = FBNetSplit(evaluator=options)
+    problem = kind(evaluator=options)
     X = random_genomes(problem.space, 6, np.random.default_rng(0))
     X[3:, : problem.space.n_arch] = X[:3, : problem.space.n_arch]
     designs = problem.space.designs(problem.space.decode_batch(keep_valid(problem.space, X)))
     together = dict(problem.evaluator.evaluate(designs))
-    alone = FBNetSplit(evaluator={**options, "memory_mb": 0}).evaluator
+    others = dict(problem.evaluator.evaluate(designs, "test", 100))  # their norms are known
+    alone = kind(evaluator={**options, "memory_mb": 0}).evaluator
     for number, design in enumerate(designs):
         assert dict(alone.evaluate([design]))[0] == together[number]
+        assert dict(alone.evaluate([design], "test", 100))[0] == others[number]
 
 
 def test_captured_blocks_give_the_gradients_of_the_same_kernels():

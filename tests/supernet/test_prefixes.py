@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasc_evo.supernet.blocks import FixedNorm
-from nasc_evo.supernet.prefixes import Images, PrefixCache, retiled, shared_prefixes
+from nasc_evo.supernet.prefixes import Images, PrefixCache, packed, retiled, shared_prefixes
 
 
 def images(n_bytes: int) -> Images:
@@ -19,16 +19,16 @@ def test_the_least_recently_used_images_make_room():
     cache.add(("a", "b"), images(40))
     assert cache.longest(("a", "c", "d"), calibrated=True)[0] == 1  # uses the first
     cache.add(("x",), images(30))
-    assert ("a", "b") not in cache
-    assert ("a",) in cache
-    assert ("x",) in cache
+    assert cache.get(("a", "b")) is None
+    assert cache.get(("a",)) is not None
+    assert cache.get(("x",)) is not None
     assert cache.nbytes == 70
     cache.make_room(60)
     assert cache.nbytes == 30
-    assert ("x",) in cache
+    assert cache.get(("x",)) is not None
     cache.clear()
     assert cache.nbytes == 0
-    assert ("a",) not in cache
+    assert cache.get(("a",)) is None
 
 
 def test_norms_count_too():
@@ -40,8 +40,8 @@ def test_images_beyond_the_budget_are_not_kept():
     cache = PrefixCache(100)
     cache.add(("a",), images(60))
     cache.add(("b",), images(101))
-    assert ("a",) in cache
-    assert ("b",) not in cache
+    assert cache.get(("a",)) is not None
+    assert cache.get(("b",)) is None
 
 
 def test_the_longest_prefix_is_found_but_never_the_whole_path():
@@ -62,6 +62,25 @@ def test_images_without_calibration_serve_who_needs_none():
     cache.add((1, 2), bare)
     assert cache.longest((1, 2, 3), calibrated=False) == (2, bare)
     assert cache.longest((1, 2, 3), calibrated=True) == (1, whole)
+    cache.add((1, 2), whole)
+    assert cache.longest((1, 2, 3), calibrated=True) == (2, whole)
+    assert cache.nbytes == 20
+
+
+def test_packed_norms_are_the_same_norms():
+    norms = [
+        [FixedNorm(torch.rand(3), torch.rand(3))],
+        [],
+        [FixedNorm(torch.rand(2), torch.rand(2))],
+    ]
+    again = packed(norms)
+    assert [len(of_block) for of_block in again] == [1, 0, 1]
+    assert again[2][0].shift.untyped_storage().nbytes() == 4 * 10
+    for of_block, expected in zip(again, norms, strict=True):
+        for norm, other in zip(of_block, expected, strict=True):
+            assert torch.equal(norm.scale, other.scale)
+            assert torch.equal(norm.shift, other.shift)
+    assert packed([[], []]) == [[], []]
 
 
 def test_neighbours_share_their_common_prefix():

@@ -248,6 +248,14 @@ def test_the_share_of_paths_of_even_depth(tmp_path):
     assert 10 <= sum(path == other for path, other in zip(paths, fair, strict=True)) <= 30
 
 
+def test_validation_scores_networks_as_training_draws_them(tmp_path):
+    config = replace(CONFIG, even_depth=0.5, validation_paths=200)
+    paths = np.array(trainer(tmp_path, config).validation_paths(np.random.default_rng(0)))
+    skips = (paths == SKIP).sum(axis=1)
+    assert skips[:100].std() > 5  # evenly 0..22: 6.6
+    assert skips[100:].std() < 2.5  # each with a chance of a ninth: 1.5
+
+
 def test_even_depth_is_refused_where_no_layer_can_be_skipped(tmp_path):
     space = NASBench201Space(32, 2)
     with pytest.raises(UserError, match="for the layers of FBNet, .* set it to 0 for nasbench201"):
