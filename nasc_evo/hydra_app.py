@@ -90,12 +90,12 @@ class RunConfig:
     algorithm: Any = MISSING
     evaluator: Any = MISSING
     parallel: Any = MISSING
-    objectives: list[str] = MISSING
+    objectives: Any = MISSING
     limits: Limits = field(default_factory=Limits)
     allow_raw_offload: bool = MISSING
     min_device_blocks: int = MISSING
     mask_groups: Any = MISSING
-    bits: list[int] = MISSING
+    bits: Any = MISSING
     halving: HalvingOptions = field(default_factory=HalvingOptions)
     n_eval: int = MISSING
     patience: int | None = None
@@ -122,12 +122,12 @@ class TruthConfig:
     dataset: Any = MISSING
     evaluator: Any = MISSING
     parallel: Any = MISSING
-    objectives: list[str] = MISSING
+    objectives: Any = MISSING
     limits: Limits = field(default_factory=Limits)
     allow_raw_offload: bool = MISSING
     min_device_blocks: int = MISSING
     mask_groups: Any = MISSING
-    bits: list[int] = MISSING
+    bits: Any = MISSING
     halving: HalvingOptions = field(default_factory=HalvingOptions)
 
 

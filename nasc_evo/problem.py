@@ -167,14 +167,15 @@ class SplitProblem(Problem):
 
     @staticmethod
     def _check_objectives(objectives: Sequence[str]) -> tuple[str, ...]:
-        names = tuple(objectives) if isinstance(objectives, Iterable) else ()
+        listed = isinstance(objectives, Iterable) and not isinstance(objectives, str)
+        names = tuple(objectives) if listed else ()
         unknown = [name for name in names if name not in METRICS]
         if unknown:
             raise UserError(
                 f"An objective must be one of {', '.join(METRICS)}, got '{unknown[0]}'."
             )
         if len(names) < 2 or len(set(names)) != len(names):
-            raise UserError(f"Give at least two different objectives, got {list(names)}.")
+            raise UserError(f"Give a list of at least two different objectives, got {objectives}.")
         return names
 
     @staticmethod

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import combinations_with_replacement
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -160,7 +161,8 @@ class SplitSpace:
 
     def _check_bits(self, bits: Sequence[int]) -> tuple[int, ...]:
         values = tuple(bits) if isinstance(bits, Iterable) else ()
-        if not values or not all(v in BITS for v in values) or len(set(values)) != len(values):
+        known = all(isinstance(v, Integral) and v in BITS for v in values)
+        if not values or not known or len(set(values)) != len(values):
             raise UserError(
                 f"bits must be a list of different widths out of {list(BITS)}, got {bits}."
             )
