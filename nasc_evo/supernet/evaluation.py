@@ -377,8 +377,8 @@ class SupernetEvaluator:
             )
             nbytes = value_bytes * math.prod(shapes[length])
             fits = total + nbytes <= self._prefixes.budget_bytes
-            known = self._prefixes.get(path[:length], calibrated=calibration_images > 0)
-            if worth and fits and known is None:
+            here = self._prefixes.get(path[:length], calibrated=calibration_images > 0)
+            if worth and fits and here is None:
                 wanted.add(length)
                 total += nbytes
         self._prefixes.make_room(total)

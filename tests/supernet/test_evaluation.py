@@ -271,15 +271,21 @@ def test_the_closest_decisions_are_found():
     assert closest(logits, 3).tolist() == [2, 1, 3]
 
 
-def test_what_designs_have_in_common_is_computed_once(monkeypatch):
-    computed = []
+@pytest.fixture
+def computed(monkeypatch):
+    """The blocks that evaluators fold from now on."""
+    blocks = []
 
     def counted(block, x, *arguments):
-        computed.append(block)
+        blocks.append(block)
         return fold_block(block, x, *arguments)
 
     fold_block = evaluation.fold_block
     monkeypatch.setattr(evaluation, "fold_block", counted)
+    return blocks
+
+
+def test_what_designs_have_in_common_is_computed_once(computed):
     evaluator = small()
     masks = [design(OPS, 10, mask, 8) for mask in ("11111111", "11110000", "00001111")]
     dict(evaluator.evaluate(masks))
@@ -330,15 +336,7 @@ def test_on_other_images_a_design_is_not_calibrated_again(monkeypatch, dtype):
     assert len(few._norms) == 2
 
 
-def test_who_needs_calibration_shares_what_others_kept_without(monkeypatch):
-    computed = []
-
-    def counted(block, x, *arguments):
-        computed.append(block)
-        return fold_block(block, x, *arguments)
-
-    fold_block = evaluation.fold_block
-    monkeypatch.setattr(evaluation, "fold_block", counted)
+def test_who_needs_calibration_shares_what_others_kept_without(computed):
     evaluator = small()
     masks = [design(OPS, 10, mask, 8) for mask in ("11110000", "11000000", "00001111", "00000011")]
     dict(evaluator.evaluate(masks[:2]))
