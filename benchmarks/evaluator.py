@@ -42,7 +42,7 @@ from nasc_evo.search.loop import run_search
 from nasc_evo.search.operators import random_genomes
 from nasc_evo.space import Design
 from nasc_evo.supernet.blocks import NORM_EPS, ConvNorm, FoldedConv, add
-from nasc_evo.supernet.evaluation import CLOSE, DTYPES, SupernetEvaluator, transmissions
+from nasc_evo.supernet.evaluation import DTYPES, SupernetEvaluator, transmissions
 from nasc_evo.supernet.inputs import to_input
 from nasc_evo.supernet.model import Transmission, run_blocks
 from nasc_evo.supernet.score import Score
@@ -269,7 +269,7 @@ def roofline(
         for kind, part in sorted(parts.items(), key=lambda item: -item[1]["seconds"])
     }
     exact = evaluator.calibration_images / evaluator.images
-    exact += 0 if dtype == torch.float32 else 1 / CLOSE[evaluator.device.type]
+    exact += 0 if dtype == torch.float32 else 1 / evaluator.exact_one_in
     images = 1 + exact * 4 / dtype.itemsize
     floor_ms = sum(row["floor_ms"] for row in rows.values())
     return {

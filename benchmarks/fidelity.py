@@ -4,10 +4,12 @@
 
 Scores every distinct network of NAS-Bench-201 by the weights it inherits on CIFAR-100 and compares
 with the official accuracies after 200 epochs of training (test, mean over seeds): rank correlation
-over all networks and over the truly best ones, beside counting multiply-accumulates or parameters
-and the official 12-epoch training; and the true hypervolume of the front that each of them would
-choose together with a device's latency, relative to the exact front. Beside them the calibrated
-estimate, fitted to 50 networks whose official accuracy it is told, for several draws of them.
+over all networks and over the truly best ones, beside counting multiply-accumulates or parameters,
+SynFlow (a proxy that trains nothing) and the official 12-epoch training; and the true hypervolume
+of the front that each of them would choose together with a device's latency, relative to the exact
+front. Beside them the calibrated estimate, fitted to 50 networks whose official accuracy it is
+told, for several draws of them, and (`told`) what the same process says without any inherited
+accuracy.
 """
 
 import argparse
@@ -17,16 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import RESULTS, write_result
 from moocore import hypervolume
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
+from torch import Tensor
 
 from nasc_evo.cost.network import official_costs
 from nasc_evo.data.cifar100 import Cifar100
 from nasc_evo.search.calibration import Calibration
+from nasc_evo.search.predictor import ErrorPredictor, Features, network_numbers
 from nasc_evo.space import Design, NASBench201Space
+from nasc_evo.supernet.blocks import ConvNorm, HeadBlock, add, convolve
 from nasc_evo.supernet.evaluation import SupernetEvaluator
+from nasc_evo.supernet.model import build_supernet, run_blocks
 from nasc_evo.supernet.weights import file_sha256
 from nasc_evo.tabular import read_accuracies
 
@@ -54,6 +61,58 @@ def inherited_accuracies(
                 f"{i + 1} networks, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True
             )
     return accuracies
+
+
+def synflow(space: NASBench201Space, ops: NDArray, seed: int = 0) -> NDArray:
+    """Return the logarithm of the SynFlow score of networks, `[P, genes]`; -inf without a path.
+
+    Of a network with fresh weights, their absolute values, no norms and an input of ones, the sum
+    over all weights of weight times gradient of the summed output (Tanaka et al., NeurIPS 2020; as
+    a proxy: Abdelfattah et al., ICLR 2021).
+    """
+    supernet = build_supernet(space, torch.Generator().manual_seed(seed)).double()
+    weights = [p for p in supernet.parameters() if p.ndim > 1]
+    with torch.no_grad():
+        for weight in weights:
+            weight.abs_()
+
+    def unit(x: Tensor, conv: ConvNorm, plus: Tensor | None = None) -> Tensor:
+        y = convolve(x, conv)
+        return y.relu() if conv.relu else add(y, plus)
+
+    ones = torch.ones(1, 3, space.geometry, space.geometry, dtype=torch.float64)
+    scores = np.empty(len(ops))
+    for i, genes in enumerate(ops):
+        *body, head = supernet.blocks(tuple(map(int, genes)))
+        assert isinstance(head, HeadBlock)
+        pooled = unit(run_blocks(body, ones, unit), head.conv).mean(dim=(2, 3))
+        (pooled @ head.weight.T).sum().backward()
+        scores[i] = sum(float((w.detach() * w.grad).sum()) for w in weights if w.grad is not None)
+        supernet.zero_grad(set_to_none=True)
+    with np.errstate(divide="ignore"):
+        return np.log(scores)
+
+
+def told_accuracies(
+    space: NASBench201Space, ops: NDArray, told: NDArray, truth: NDArray
+) -> NDArray:
+    """Return accuracies of networks as a Gaussian process predicts them from those of some others.
+
+    Args:
+        space: The space.
+        ops: The networks, `[P, genes]`.
+        told: The others, `[n, genes]`.
+        truth: Their accuracies, `[n]`.
+    """
+
+    def seen(some: NDArray) -> Features:
+        numbers = np.column_stack(network_numbers(space, some)).astype(float)
+        return Features(space.canonical(some), numbers)
+
+    model = ErrorPredictor(searches=False)
+    model.fit(seen(told), 1 - truth)
+    parts = np.array_split(ops, max(1, len(ops) // 2000))
+    return 1 - np.concatenate([model.predict(seen(part))[0] for part in parts])
 
 
 def correlations(proxy: NDArray, truth: NDArray) -> dict[str, dict[str, float]]:
@@ -107,12 +166,17 @@ def compare(
     return result
 
 
+def draw_told(space: NASBench201Space, ops: NDArray, draw: int) -> NDArray:
+    """Return the places of the networks whose true accuracy is told: no two compute the same."""
+    _, different = np.unique(space.index(space.canonical(ops)), return_index=True)
+    return np.random.default_rng(draw).choice(different, CALIBRATED_ON, replace=False)
+
+
 def calibrated_accuracies(
     space: NASBench201Space, ops: NDArray, inherited: NDArray, truth: NDArray, draw: int
 ) -> NDArray:
     """Return estimates of true accuracies by a calibration that is told some of them."""
-    _, different = np.unique(space.index(space.canonical(ops)), return_index=True)
-    told = np.random.default_rng(draw).choice(different, CALIBRATED_ON, replace=False)
+    told = draw_told(space, ops, draw)
     calibration = Calibration(space, ops[told], 1 - inherited[told], 1 - truth[told])
     parts = np.array_split(np.arange(len(ops)), max(1, len(ops) // 2000))
     accuracies = np.concatenate(
@@ -166,6 +230,10 @@ def main() -> None:
         f"calibrated_{draw}": calibrated_accuracies(space, ops, inherited, truth, draw)
         for draw in range(DRAWS)
     }
+    for draw in range(DRAWS):
+        told = draw_told(space, ops, draw)
+        proxies[f"told_{draw}"] = told_accuracies(space, ops, ops[told], truth[told])
+    proxies["synflow"] = synflow(space, space.architectures[representatives])[inverse]
     proxies |= {
         name: official[name][indices] for name in ("cifar100_xtest_12_1seed",) if name in official
     }

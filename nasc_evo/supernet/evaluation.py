@@ -56,8 +56,11 @@ GPU_TILE_KB = 2**20
 """Size up to which it grows on a GPU."""
 MOST_THREADS = 1024
 """More than any machine has processors; a process with very many threads dies."""
-CLOSE = {"cpu": 32, "cuda": 16}
-"""One in so many images is decided in float32 where the network runs in bfloat16."""
+CLOSE = {
+    "fbnet": {"cpu": 32, "cuda": 8},
+    "nasbench201": {"cpu": 32, "cuda": 4},
+}
+"""Of how many images one is decided in float32 where the network runs in bfloat16."""
 TRITON_KERNELS = 4
 """Raised when evaluation with Triton computes something else than before, norms included."""
 KNOWN_NORMS = 256
@@ -102,6 +105,9 @@ def keep_freed_memory() -> None:
 
 class SupernetEvaluator:
     """Scores candidates by the weights they inherit from a supernet.
+
+    Attributes:
+        exact_one_in: One in so many images is decided in float32 where others are in bfloat16.
 
     Args:
         space: The space of architectures.
@@ -172,6 +178,7 @@ class SupernetEvaluator:
         self.dataset = dataset
         self.calibration_images = calibration_images
         self.dtype = dtype
+        self.exact_one_in = CLOSE[space.name][self.device.type]
         if tile_kb is None:
             on_cpu = TILE_VALUES * DTYPES[dtype].itemsize // 1024
             tile_kb = on_cpu if self.device.type == "cpu" else GPU_TILE_KB
@@ -206,7 +213,7 @@ class SupernetEvaluator:
     def describe(self) -> dict[str, Any]:
         """Return weights, images and numerics: what an accuracy is a function of."""
         bfloat16 = self.dtype == "bfloat16"
-        share = f"the closest 1 of {CLOSE[self.device.type]} images in float32"
+        share = f"the closest 1 of {self.exact_one_in} images in float32"
         close = share if bfloat16 else "as all others"
         on_cpu = self.device.type == "cpu"
         triton = f"Triton (kernels {TRITON_KERNELS}) and " if runs_triton(self.device) else ""
@@ -340,7 +347,7 @@ class SupernetEvaluator:
             outputs += tiles
         logits = torch.cat(outputs)
         if dtype != torch.float32:
-            close = closest(logits, math.ceil(images / CLOSE[self.device.type]))
+            close = closest(logits, math.ceil(images / self.exact_one_in))
             inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
             units: list[Callable[[], Unit]] = [partial(Normed, part) for part in start.norms]
             units += [partial(Folded, folded.exact) for folded in folded_blocks]

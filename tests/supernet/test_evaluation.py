@@ -246,7 +246,7 @@ def test_what_bfloat16_decides_closely_is_decided_in_float32(monkeypatch):
     exact = dict(small(images=100).evaluate(VARIED))
     rough = small(images=100, dtype="bfloat16")
     assert all(abs(score.correct - exact[i].correct) <= 1 for i, score in rough.evaluate(VARIED))
-    monkeypatch.setattr(evaluation, "CLOSE", {"cpu": 1})  # all of them
+    monkeypatch.setattr(rough, "exact_one_in", 1)  # all of them
     monkeypatch.setattr(evaluation, "SLAB_IMAGES", {"cpu": 64})
     assert dict(rough.evaluate(VARIED)) == exact
 
