@@ -315,6 +315,9 @@ class Trainer:
             {"params": free, "weight_decay": 0.0},
         ]
         fused = self.device.type == "cuda"
+        if fused:  # it wants a gradient of every weight in every step
+            for p in self.supernet.parameters():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         momentum = self.config.momentum
         return torch.optim.SGD(
             groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused
@@ -470,7 +473,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         x, y = self.batch(number)
-        kept = self.graphs is not None or self.gradients is not None
+        kept = self.device.type == "cuda" or self.gradients is not None
         self.optimizer.zero_grad(set_to_none=not kept)
         smoothing = config.label_smoothing
         target = F.one_hot(y, self.space.n_classes) * (1 - smoothing)
