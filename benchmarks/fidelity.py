@@ -13,8 +13,10 @@ accuracy.
 """
 
 import argparse
+import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,8 @@ from torch import Tensor
 from nasc_evo.cost.network import official_costs
 from nasc_evo.data.cifar100 import Cifar100
 from nasc_evo.search.calibration import Calibration
-from nasc_evo.search.predictor import ErrorPredictor, Features, network_numbers
 from nasc_evo.space import Design, NASBench201Space
-from nasc_evo.supernet.blocks import ConvNorm, HeadBlock, add, convolve
+from nasc_evo.supernet.blocks import CellBlock, ConvNorm, HeadBlock, add, convolve
 from nasc_evo.supernet.evaluation import SupernetEvaluator
 from nasc_evo.supernet.model import build_supernet, run_blocks
 from nasc_evo.supernet.weights import file_sha256
@@ -64,11 +65,12 @@ def inherited_accuracies(
 
 
 def synflow(space: NASBench201Space, ops: NDArray, seed: int = 0) -> NDArray:
-    """Return the logarithm of the SynFlow score of networks, `[P, genes]`; -inf without a path.
+    """Return the logarithm of the SynFlow score of networks, `[P, genes]`.
 
     Of a network with fresh weights, their absolute values, no norms and an input of ones, the sum
     over all weights of weight times gradient of the summed output (Tanaka et al., NeurIPS 2020; as
-    a proxy: Abdelfattah et al., ICLR 2021).
+    a proxy: Abdelfattah et al., ICLR 2021). Nodes add, as in the benchmark. Networks without a path
+    are one below the lowest score.
     """
     supernet = build_supernet(space, torch.Generator().manual_seed(seed)).double()
     weights = [p for p in supernet.parameters() if p.ndim > 1]
@@ -85,34 +87,13 @@ def synflow(space: NASBench201Space, ops: NDArray, seed: int = 0) -> NDArray:
     for i, genes in enumerate(ops):
         *body, head = supernet.blocks(tuple(map(int, genes)))
         assert isinstance(head, HeadBlock)
+        body = [replace(b, mean=False) if isinstance(b, CellBlock) else b for b in body]
         pooled = unit(run_blocks(body, ones, unit), head.conv).mean(dim=(2, 3))
         (pooled @ head.weight.T).sum().backward()
         scores[i] = sum(float((w.detach() * w.grad).sum()) for w in weights if w.grad is not None)
         supernet.zero_grad(set_to_none=True)
-    with np.errstate(divide="ignore"):
-        return np.log(scores)
-
-
-def told_accuracies(
-    space: NASBench201Space, ops: NDArray, told: NDArray, truth: NDArray
-) -> NDArray:
-    """Return accuracies of networks as a Gaussian process predicts them from those of some others.
-
-    Args:
-        space: The space.
-        ops: The networks, `[P, genes]`.
-        told: The others, `[n, genes]`.
-        truth: Their accuracies, `[n]`.
-    """
-
-    def seen(some: NDArray) -> Features:
-        numbers = np.column_stack(network_numbers(space, some)).astype(float)
-        return Features(space.canonical(some), numbers)
-
-    model = ErrorPredictor(searches=False)
-    model.fit(seen(told), 1 - truth)
-    parts = np.array_split(ops, max(1, len(ops) // 2000))
-    return 1 - np.concatenate([model.predict(seen(part))[0] for part in parts])
+    lowest = scores[scores > 0].min()
+    return np.log(np.where(scores > 0, scores, lowest / math.e))
 
 
 def correlations(proxy: NDArray, truth: NDArray) -> dict[str, dict[str, float]]:
@@ -178,11 +159,31 @@ def calibrated_accuracies(
     """Return estimates of true accuracies by a calibration that is told some of them."""
     told = draw_told(space, ops, draw)
     calibration = Calibration(space, ops[told], 1 - inherited[told], 1 - truth[told])
+    accuracies = estimated(calibration, ops, inherited)
+    return np.where(np.isfinite(accuracies), accuracies, inherited)
+
+
+def told_accuracies(
+    space: NASBench201Space, ops: NDArray, told: NDArray, truth: NDArray
+) -> NDArray:
+    """Return estimates by a calibration to which all networks inherit the same.
+
+    Args:
+        space: The space.
+        ops: The networks, `[P, genes]`.
+        told: Those whose accuracy is told, `[n, genes]`.
+        truth: Their accuracies, `[n]`.
+    """
+    calibration = Calibration(space, told, np.full(len(told), 0.5), 1 - truth)
+    return estimated(calibration, ops, np.full(len(ops), 0.5))
+
+
+def estimated(calibration: Calibration, ops: NDArray, inherited: NDArray) -> NDArray:
+    """Return the accuracies that a calibration estimates, `[P]`."""
     parts = np.array_split(np.arange(len(ops)), max(1, len(ops) // 2000))
-    accuracies = np.concatenate(
+    return np.concatenate(
         [1 - calibration.estimate(ops[part], 1 - inherited[part])[:, 0] for part in parts]
     )
-    return np.where(np.isfinite(accuracies), accuracies, inherited)
 
 
 def main() -> None:

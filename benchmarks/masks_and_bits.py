@@ -97,7 +97,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     losses = np.array([[100 * r["median_loss"] for r in find(rows, *which)] for which in settings])
     lines = [f"| cut | {' | '.join(names)} |", "|" + " --- |" * (1 + len(names))]
     for cut, column in [*enumerate(losses.T, start=1), ("mean", losses.mean(axis=1))]:
-        lines.append(f"| {cut} | {' | '.join(f'{value:.1f}' for value in column)} |")
+        lines.append(
+            f"| {cut} | {' | '.join(f'{round(value, 1) + 0.0:.1f}' for value in column)} |"
+        )
     return "\n".join(lines)
 
 

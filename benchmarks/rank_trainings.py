@@ -9,10 +9,10 @@ or with one change:
 
 - `few_shot` (Zhao et al., ICML 2021): five copies of all weights, one for each operation of the
   edge from input to output; a network trains and inherits those of its operation there.
-- `ranked_macs`, `ranked_told`: rank distillation as in RD-NAS (Dong et al., 2023). Of two of the
-  five networks of a step the one that ought to be better is pushed below the other's loss; what
-  ought to be is said by multiply-accumulates, or by a Gaussian process that is told 50 official
-  accuracies.
+- `ranked_macs`, `ranked_told`: rank distillation, after RD-NAS (Dong et al., 2023). Of every two
+  of the five networks of a step the one that ought to be better is pushed below the other's loss,
+  though each has images of its own here; what ought to be is said by multiply-accumulates, or by
+  a Gaussian process that is told 50 official accuracies.
 - `better_told`: the networks of a step count the more the better that process says they are.
 
 All have the same time. Then random networks are scored with each of the weights and held against
@@ -42,12 +42,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasc_evo.data.cifar100 import Cifar100
+from nasc_evo.files import read_json
 from nasc_evo.search.calibration import find_calibration
 from nasc_evo.space import NASBench201Space
 from nasc_evo.space.nasbench201 import CONV_1X1, EDGES, STAGE_CHANNELS
 from nasc_evo.supernet.blocks import ConvBlock, ConvNorm, HeadBlock, ReductionBlock, batch_norm_unit
 from nasc_evo.supernet.evaluation import SupernetEvaluator
-from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn, Turn, mix, take
+from nasc_evo.supernet.fair_turn import NETWORKS, FairTurn, mix, take
 from nasc_evo.supernet.model import NASBench201Supernet, ReductionWeights
 from nasc_evo.supernet.training import Trainer, TrainingConfig
 from nasc_evo.supernet.weights import find_weights, save_supernet
@@ -100,11 +101,7 @@ class SplitTurn(FairTurn):
         mix: Any = mix,
     ) -> None:
         self._unit, self._take, self._mix = unit, take, mix
-        self._network_of = torch.arange(NETWORKS, device=device).repeat(len(EDGES), 1)
-        self._op_of = self._network_of.clone()
-        self._share = torch.zeros((len(EDGES), NETWORKS), dtype=dtype, device=device)
-        pairs = zip(self._network_of, self._op_of, self._share, strict=True)
-        self._turns = [Turn(*tensors) for tensors in pairs]
+        self._make_turns(device, dtype)
         self._copies = torch.arange(NETWORKS, device=device)
         self._split = split
         identity = torch.ones(STAGE_CHANNELS[-1], 1, 1, 1, device=device)
@@ -218,23 +215,13 @@ class RankTrainer(Trainer):
             kernels.take,
             kernels.mix,
         )
-        for index, (stage, weights) in enumerate(zip(turn.stages, turn.weights, strict=True)):
-            shape = self.space.cut_shapes[index]
-            stem = self.whole.stem
-            sample = graphs._sample(self.config.batch_size, shape, stem, self.dtype)
-            sample.requires_grad_(index > 0)
-            turn.stages[index] = graphs._Captured(stage, weights, sample)
+        graphs.capture_stages(turn, self.whole, self.config.batch_size, self.dtype)
         return turn
 
     def add_gradients(self, x: Tensor, target: Tensor) -> Tensor:
         """Add the gradients of a step, whose five networks count and are compared as asked."""
-        number, space = self.batch_number, cast(NASBench201Space, self.space)
-        networks = [self.random_path(number * NETWORKS + i) for i in range(NETWORKS)]
-        rng = self._rng(4, number)
-        transmissions = [
-            self.random_transmission(rng) if rng.random() < self.config.transmission else []
-            for _ in networks
-        ]
+        space = cast(NASBench201Space, self.space)
+        networks, transmissions = self.random_networks()
         logits = self.graphs(x, networks, transmissions)
         losses = F.cross_entropy(logits, target, reduction="none").view(NETWORKS, -1).mean(dim=1)
         order = np.argsort(-self.merit[space.index(np.array(networks))], kind="stable")
@@ -278,6 +265,8 @@ def told_merit(space: NASBench201Space, dataset: Cifar100) -> NDArray:
 
 def train(args: argparse.Namespace) -> None:
     """Train one variant."""
+    if (args.folder / args.variant).exists():
+        sys.exit(f"{args.folder / args.variant} is there already; trainings start anew.")
     dataset = Cifar100()
     space = NASBench201Space(32, dataset.n_classes)
     merit = space.macs(space.architectures).astype(float)
@@ -352,12 +341,12 @@ def compare(args: argparse.Namespace) -> None:
             for draw in range(DRAWS)
         ]
         taus = {share: [t[share]["kendall_tau"] for t in told] for share in told[0]}
-        log = args.folder / variant / "log.csv"
+        manifest = args.folder / variant / "0" / "nasbench201_32_cifar100.json"
         results[variant] = {
+            "steps": read_json(manifest)["steps"] if variant in found else 0,
             "median_accuracy": float(np.median(inherited)),
             "rank": correlations(inherited, truth),
             "calibrated_kendall_tau": {share: float(np.mean(t)) for share, t in taus.items()},
-            "training": log.read_text().splitlines()[-1] if log.is_file() else None,
         }
         print(variant, results[variant], file=sys.stderr, flush=True)
     figures = {"images": args.images, "networks": len(indices), "variants": results}
@@ -368,7 +357,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--variant", choices=VARIANTS)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=11.0)
     parser.add_argument("--batch-size", type=int, default=1280)
     parser.add_argument("--processor", default="cuda")
     parser.add_argument("--images", default="1000", help="search images a network is scored on")
@@ -376,7 +365,10 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=2000, help="networks")
     parser.add_argument("--out", type=Path, default=RESULTS / "rank_trainings.json")
     args = parser.parse_args()
-    compare(args) if args.variant is None else train(args)
+    if args.variant is None:
+        compare(args)
+    else:
+        train(args)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@
 The first two train supernets for Fashion-MNIST from the beginning for the same time, one whose
 operations are slices of one set of weights a layer, as in the supernets that ship, and one in
 which each operation has weights of its own. Start them together, they share a GPU. The third
-writes what both say: accuracies of the largest and of random networks on search images, and those
-of the entangled one again with its weights rounded to half precision, as weight files hold them.
+writes what both say: accuracies of the largest and of random networks on search images, with
+float32 weights and with these rounded to half precision, as weight files hold them.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,14 +91,20 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--networks", type=int, default=100)
+    parser.add_argument("--networks", type=int, default=100, help="random ones that are scored")
     parser.add_argument("--processor", default="cuda")
     parser.add_argument("--out", type=Path, default=RESULTS / "weight_sharing.json")
     args = parser.parse_args()
     if args.variant is None:
-        found = {v: json.loads((args.folder / v / "figures.json").read_text()) for v in VARIANTS}
+        files = {v: args.folder / v / "figures.json" for v in VARIANTS}
+        for variant, path in files.items():
+            if not path.is_file():
+                sys.exit(f"{path} is missing; train --variant {variant} first.")
+        found = {v: json.loads(path.read_text(encoding="utf-8")) for v, path in files.items()}
         write_result(args.out, {"dataset": "fashion_mnist", "variants": found})
         return
+    if (args.folder / args.variant).exists():
+        sys.exit(f"{args.folder / args.variant} is there already; trainings start anew.")
     config = TrainingConfig(
         epochs=100000,
         minutes=args.minutes,

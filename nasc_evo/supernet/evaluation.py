@@ -60,7 +60,8 @@ CLOSE = {
     "fbnet": {"cpu": 32, "cuda": 8},
     "nasbench201": {"cpu": 32, "cuda": 4},
 }
-"""Of how many images one is decided in float32 where the network runs in bfloat16."""
+"""By space and processor: where a network runs in bfloat16, one in so many images, the closest
+decisions, is decided in float32."""
 TRITON_KERNELS = 4
 """Raised when evaluation with Triton computes something else than before, norms included."""
 KNOWN_NORMS = 256

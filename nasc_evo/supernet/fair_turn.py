@@ -98,12 +98,7 @@ class FairTurn:
         mix: Callable[[Sequence[Branches], Sequence[Turn]], Tensor] = mix,
     ) -> None:
         self._unit, self._take, self._mix = unit, take, mix
-        device = supernet.stem.device
-        self._network_of = torch.arange(NETWORKS, device=device).repeat(len(EDGES), 1)
-        self._op_of = self._network_of.clone()
-        self._share = torch.zeros((len(EDGES), NETWORKS), dtype=dtype, device=device)
-        pairs = zip(self._network_of, self._op_of, self._share, strict=True)
-        self._turns = [Turn(*tensors) for tensors in pairs]
+        self._make_turns(supernet.stem.device, dtype)
         any_network = (NONE,) * len(EDGES)
         self.stages: list[Callable[[Tensor], Tensor]] = [
             self._each(lambda: supernet.blocks(any_network)[0])
@@ -143,6 +138,14 @@ class FairTurn:
                 x = torch.cat(parts)
             x = stage(x)
         return x
+
+    def _make_turns(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the tensors that say which networks a turn has."""
+        self._network_of = torch.arange(NETWORKS, device=device).repeat(len(EDGES), 1)
+        self._op_of = self._network_of.clone()
+        self._share = torch.zeros((len(EDGES), NETWORKS), dtype=dtype, device=device)
+        pairs = zip(self._network_of, self._op_of, self._share, strict=True)
+        self._turns = [Turn(*tensors) for tensors in pairs]
 
     def _begin(self, architectures: np.ndarray) -> None:
         """Write which network has which operation, and each live edge's share of its node."""

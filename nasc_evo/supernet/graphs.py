@@ -151,10 +151,17 @@ def captured_turn(supernet: Supernet, batch_size: int, dtype: torch.dtype) -> Fa
     """
     assert isinstance(supernet, NASBench201Supernet)
     turn = FairTurn(supernet, dtype, fused_norm_unit, take, mix)
+    capture_stages(turn, supernet, batch_size, dtype)
+    return turn
+
+
+def capture_stages(
+    turn: FairTurn, supernet: NASBench201Supernet, batch_size: int, dtype: torch.dtype
+) -> None:
+    """Capture the blocks of a fair turn; arguments beside it as of :func:`captured_turn`."""
     images = batch_size // NETWORKS * NETWORKS
     for index, (stage, weights) in enumerate(zip(turn.stages, turn.weights, strict=True)):
         sample = _sample(images, supernet.space.cut_shapes[index], supernet.stem, dtype)
         if index == 0:
             sample.requires_grad_(False)
         turn.stages[index] = _Captured(stage, weights, sample)
-    return turn

@@ -100,7 +100,8 @@ class TrainingConfig:
         processor: `"auto"`, `"cpu"` or `"cuda"`.
         threads: Threads of torch on a CPU.
         cuda_graphs: Replay captured blocks on a GPU where Triton is there: with FBNet, and with
-            NAS-Bench-201 for `random_paths=5 split_batch=true`.
+            NAS-Bench-201 for `random_paths=5 split_batch=true`. On a GPU, with them or without,
+            weights that a step does not use still decay and keep their momentum.
     """
 
     epochs: int = 60
@@ -315,7 +316,7 @@ class Trainer:
             {"params": free, "weight_decay": 0.0},
         ]
         fused = self.device.type == "cuda"
-        if fused:  # it wants a gradient of every weight in every step
+        if fused:  # the momentum of all weights must begin in the same step
             for p in self.supernet.parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         momentum = self.config.momentum
@@ -370,6 +371,17 @@ class Trainer:
         channels = np.repeat(mask, self.space.cut_shapes[cut][0] // MASK_GROUPS)
         tensor = torch.from_numpy(channels).to(self.device)
         return [(cut, tensor, int(rng.choice(TRANSMIT_BITS)))]
+
+    def random_networks(self) -> tuple[list[tuple[int, ...]], list[list[Transmission]]]:
+        """Return the random networks of this process's step, and what each of them sends."""
+        number, count = self.batch_number, self.config.random_paths
+        networks = [self.random_path(number * count + i) for i in range(count)]
+        rng = self._rng(4, number)
+        sent = [
+            self.random_transmission(rng) if rng.random() < self.config.transmission else []
+            for _ in networks
+        ]
+        return networks, sent
 
     @property
     def batch_number(self) -> int:
@@ -499,7 +511,7 @@ class Trainer:
             x: Images.
             target: Probabilities of their labels, `[N, classes]`.
         """
-        config, number = self.config, self.batch_number
+        config = self.config
         loss = None
         trains_largest = config.largest_every > 0 and self.step % config.largest_every == 0
         if trains_largest or config.distillation > 0:
@@ -509,12 +521,8 @@ class Trainer:
             if trains_largest:
                 loss.backward()
             target = torch.lerp(target, logits.detach().softmax(dim=1), config.distillation)
-        rng, count = self._rng(4, number), config.random_paths
-        networks = [self.random_path(number * count + i) for i in range(count)]
-        transmissions = [
-            self.random_transmission(rng) if rng.random() < config.transmission else []
-            for _ in networks
-        ]
+        count = config.random_paths
+        networks, transmissions = self.random_networks()
         if isinstance(self.graphs, FairTurn):
             random_loss = F.cross_entropy(self.graphs(x, networks, transmissions), target)
             (count * random_loss).backward()

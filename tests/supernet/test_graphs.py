@@ -201,7 +201,7 @@ def test_captured_blocks_give_the_gradients_of_the_same_kernels():
 
 
 def test_training_without_captured_blocks_runs_to_weights(tmp_path):
-    # a random network leaves most weights without a gradient, which fused SGD does not take
+    # a weight that no network has used yet has no gradient, and fused SGD wants all or none
     config = replace(CONFIG, processor="cuda", cuda_graphs=False)
     assert trainer(tmp_path, config).run().is_file()
 
