@@ -37,7 +37,12 @@ def search(args: argparse.Namespace, first: list[int], seed: int) -> dict[str, A
     start = time.perf_counter()
     result = run_search(problem, algorithm, args.evaluations, seed=seed)
     seconds = time.perf_counter() - start
-    images = sum(e.score.images for e in scored)
+    most: dict[str, int] = {}
+    for evaluation in scored:  # each goes on where it ended, see docs/evaluation.md
+        most[evaluation.design.key] = max(
+            most.get(evaluation.design.key, 0), evaluation.score.images
+        )
+    images = sum(most.values())
     front = non_dominated(problem, result.evaluations)
     reference = np.array([problem.reference_point[name] for name in problem.objectives])
     stopped = [e for e in result.evaluations if e.score.images < args.images]

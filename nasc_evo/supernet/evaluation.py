@@ -15,7 +15,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,8 +65,10 @@ CLOSE = {
 decisions, is decided in float32."""
 TRITON_KERNELS = 4
 """Raised when evaluation with Triton computes something else than before, norms included."""
-KNOWN_NORMS = 256
-"""Designs whose norms are remembered for other images; at most 0.2 MB each."""
+KNOWN_DESIGNS = 256
+"""Designs whose norms and outputs are remembered for other images."""
+KNOWN_BYTES = 2**18
+"""Size of a design's outputs up to which they are remembered; norms have at most 0.2 MB."""
 SLAB_IMAGES = {"cpu": 128, "cuda": 8192}
 """Images that go through a network together, by processor; powers of two."""
 
@@ -104,6 +107,18 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
+class Known(NamedTuple):
+    """What is remembered of a design.
+
+    Attributes:
+        norms: Its norms, a row a block.
+        outputs: By split, its logits on the first images `[N, classes]`, before close decisions.
+    """
+
+    norms: list[Sequence[FixedNorm]]
+    outputs: dict[str, Tensor]
+
+
 class SupernetEvaluator:
     """Scores candidates by the weights they inherit from a supernet.
 
@@ -121,7 +136,7 @@ class SupernetEvaluator:
             go through a block at a time. None is what suits caches of most processors, 3 MB in
             bfloat16 and 6 in float32.
         memory_mb: Size of all tensors kept for candidates that begin alike; 0 keeps none, nor the
-            norms of those scored last, which come on top. Has no effect on a result.
+            norms and outputs of those scored last, which come on top. Has no effect on a result.
         threads: Threads of torch.
         processor: `"cpu"` or a torch device such as `"cuda"`.
         weights: Weight file; by default the one that ships for space and data set.
@@ -185,8 +200,8 @@ class SupernetEvaluator:
             tile_kb = on_cpu if self.device.type == "cpu" else GPU_TILE_KB
         self.tile_kb = tile_kb
         self._prefixes = PrefixCache(memory_mb * 2**20)
-        self._scored: tuple[str, int] | None = None
-        self._norms: OrderedDict[Path, list[Sequence[FixedNorm]]] = OrderedDict()
+        self._scored: tuple[str, int, int] | None = None
+        self._known: OrderedDict[Path, Known] = OrderedDict()
         self.threads = threads
         self.weights = find_weights(space, dataset, weights)
         if self.device.type == "cpu":
@@ -274,14 +289,32 @@ class SupernetEvaluator:
         if not 1 <= images <= available:
             raise UserError(f"images must be in 1..{available} for {split}, got {images}.")
         torch.set_num_threads(self.threads)
-        if self._scored != (split, images):  # what is kept is of other images
-            self._scored = split, images
-            self._prefixes.clear()
         paths = [self._path(design) for design in designs]
-        order = sorted(range(len(designs)), key=paths.__getitem__)
-        shared = shared_prefixes(paths[index] for index in order)
-        for index in order:
-            yield index, self._score(designs[index], paths[index], split, images, shared)
+        outputs = [self._first_outputs(path, split, images) for path in paths]
+        order = sorted(range(len(designs)), key=lambda index: (len(outputs[index]), paths[index]))
+        for first, group in groupby(order, key=lambda index: len(outputs[index])):
+            alike = list(group)
+            if self._scored != (split, first, images):  # what is kept is of other images
+                self._scored = split, first, images
+                self._prefixes.clear()
+            shared = shared_prefixes(paths[index] for index in alike)
+            for index in alike:
+                score = self._score(
+                    designs[index], paths[index], split, images, shared, outputs[index]
+                )
+                yield index, score
+
+    def _first_outputs(self, path: Path, split: str, images: int) -> Tensor:
+        """Return what a design says to the first images as far as that is known, `[N, classes]`.
+
+        Whole slabs only, since the others then go through it as they would together with these.
+        """
+        known = self._known.get(path)
+        outputs = None if known is None else known.outputs.get(split)
+        none = torch.empty((0, self.space.n_classes), device=self.device)
+        if outputs is None or len(outputs) >= images:
+            return none
+        return none if len(outputs) % SLAB_IMAGES[self.device.type] else outputs
 
     def _path(self, design: Design) -> Path:
         """Return what a design does to images, a step a block: transmit there, run the block."""
@@ -291,16 +324,24 @@ class SupernetEvaluator:
 
     @torch.inference_mode()
     def _score(
-        self, design: Design, path: Path, split: str, images: int, shared: Collection[Path]
+        self,
+        design: Design,
+        path: Path,
+        split: str,
+        images: int,
+        shared: Collection[Path],
+        outputs: Tensor,
     ) -> Score:
-        """Score one design on the first `images` images of a split.
+        """Score one design on the first `images` images of a split; `outputs` are known of them.
 
         Raises:
             FloatingPointError: If the network's outputs are not finite.
         """
         x, y = (part[:images] for part in self._split(split))
+        x = x[len(outputs) :]
         dtype, slab = DTYPES[self.dtype], SLAB_IMAGES[self.device.type]
-        known = self._norms.get(path)
+        remembered = self._known.get(path)
+        known = None if remembered is None else remembered.norms
         begun, start = self._prefixes.longest(path, calibrated=known is None)
         start = start or Images(self._calibration, [], [[part] for part in x.split(slab)])
         sent = {
@@ -310,7 +351,7 @@ class SupernetEvaluator:
         calibration = start.calibration
         if known is not None:
             calibration = calibration.new_empty((0, *calibration.shape[1:]))
-        wanted = self._worth_keeping(path, images, len(calibration), shared)
+        wanted = self._worth_keeping(path, len(x), len(calibration), shared)
         kept: dict[int, Images] = {}
         blocks = self.supernet.blocks(design.ops)
         folded_blocks: list[FoldedBlock] = []
@@ -341,12 +382,15 @@ class SupernetEvaluator:
                 kept[index + 1] = Images(calibration, list(norms), [])
             if queued:
                 tiles = further(tiles, index, folded)
-        outputs = list(tiles) if queued else []
+        parts = [outputs, *(tiles if queued else [])]
         for tiles in start.slabs[queued:]:
             for index, folded in enumerate(folded_blocks, begun):
                 tiles = further(tiles, index, folded)
-            outputs += tiles
-        logits = torch.cat(outputs)
+            parts += tiles
+        logits = torch.cat(parts)
+        keeps = self._prefixes.budget_bytes > 0
+        remembers = keeps and logits.nbytes <= KNOWN_BYTES
+        rounded = {split: logits.clone()} if remembers else {}
         if dtype != torch.float32:
             close = closest(logits, math.ceil(images / self.exact_one_in))
             inputs = prepare(self._stored[split][close], self.dataset, torch.float32)
@@ -358,11 +402,14 @@ class SupernetEvaluator:
             raise FloatingPointError("the outputs of the inherited network are not finite")
         for length, behind in kept.items():
             self._prefixes.add(path[:length], behind)
-        if self._prefixes.budget_bytes:
-            self._norms[path] = packed(norms) if known is None else known
-            self._norms.move_to_end(path)
-            if len(self._norms) > KNOWN_NORMS:
-                self._norms.popitem(last=False)
+        if keeps:
+            earlier = {} if remembered is None else remembered.outputs
+            self._known[path] = Known(
+                packed(norms) if known is None else known, {**earlier, **rounded}
+            )
+            self._known.move_to_end(path)
+            if len(self._known) > KNOWN_DESIGNS:
+                self._known.popitem(last=False)
         return Score(int((logits.argmax(dim=1) == y).sum()), images)
 
     def _worth_keeping(

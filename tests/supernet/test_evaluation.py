@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from nasc_evo.data import get_dataset
 from nasc_evo.errors import UserError
 from nasc_evo.search.operators import keep_valid, random_genomes
 from nasc_evo.space import Design, FBNetSpace, SplitSpace
-from nasc_evo.supernet import evaluation
+from nasc_evo.supernet import blocks, evaluation
 from nasc_evo.supernet.blocks import Calibration
 from nasc_evo.supernet.evaluation import (
     SupernetEvaluator,
@@ -330,10 +332,40 @@ def test_on_other_images_a_design_is_not_calibrated_again(monkeypatch, dtype):
         calibrated.clear()
         dict(forgetful.evaluate(masks))
         assert calibrated
-    monkeypatch.setattr(evaluation, "KNOWN_NORMS", 2)
+    monkeypatch.setattr(evaluation, "KNOWN_DESIGNS", 2)
     few = small(dtype=dtype)
     dict(few.evaluate([*masks, *unknown], "test", 20))
-    assert len(few._norms) == 2
+    assert len(few._known) == 2
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+def test_on_more_images_a_design_goes_on_where_it_ended(monkeypatch, dtype):
+    scored = []
+
+    def counted(self, x, unit):
+        scored.append(len(x))
+        return head(self, x, unit)
+
+    head = blocks.Classifier.__call__
+    monkeypatch.setattr(blocks.Classifier, "__call__", counted)
+    monkeypatch.setattr(evaluation, "SLAB_IMAGES", {"cpu": 16})
+    few = [design(OPS, 24), design(OPS, 10, "11110000", 8)]
+    more = [design(OPS, 10, "00001111", 8), few[1], design(OPS, 10, "11110000", 4), few[0]]
+    expected = dict(small(dtype=dtype).evaluate(more, images=56))
+    evaluator = small(dtype=dtype)
+    exact = 0 if dtype == "float32" else 2 * math.ceil(56 / evaluator.exact_one_in)
+    for known, run in ((32, 2 * (56 - 32)), (40, 2 * 56)):  # 40 are no whole number of slabs
+        dict(evaluator.evaluate(few, images=known))
+        scored.clear()
+        assert dict(evaluator.evaluate(few, images=56)) == {0: expected[3], 1: expected[1]}
+        assert sum(scored) == run + exact
+        dict(evaluator.evaluate(few, images=32))
+    assert dict(evaluator.evaluate(more, images=56)) == expected
+    monkeypatch.setattr(evaluation, "KNOWN_BYTES", 0)
+    dict(evaluator.evaluate(few, "test", images=32))
+    scored.clear()
+    dict(evaluator.evaluate(few, "test", images=56))
+    assert sum(scored) == 2 * 56 + exact
 
 
 def test_who_needs_calibration_shares_what_others_kept_without(computed):
