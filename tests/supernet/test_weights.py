@@ -68,7 +68,7 @@ def test_shipped_calibrations_are_of_the_shipped_weights_and_worth_it():
     weights = path.with_name("nasbench201_32_cifar100.safetensors")
     calibration = find_calibration(SPACES["nasbench201"](32, 100), weights)
     figures = calibration.cross_validated
-    assert figures["kendall_tau"] > figures["kendall_tau_inherited"] + 0.1
+    assert figures["kendall_tau"] > figures["kendall_tau_inherited"] + 0.2
     document = json.loads(path.read_text())
     assert document["cross_validated"] == pytest.approx(figures, abs=0.05)  # other processors
     assert "MIT" in document["source"]
