@@ -24,7 +24,7 @@ from nasc_evo.measurement.pieces import (
     run_features,
     table_keys,
 )
-from nasc_evo.measurement.stopwatch import WINDOW, Figure, Stopwatch, summarize
+from nasc_evo.measurement.stopwatch import Burst, Figure, Stopwatch, steadiest_quantile, summarize
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.model import build_supernet
 
@@ -178,19 +178,27 @@ class Session:
             done += 1
         on_step(done, "")
 
+    def _bursts(self, item: str) -> list[Burst]:
+        return [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
+
+    @cached_property
+    def _quantile(self) -> float:
+        """Which quantile of the samples counts; once everything is measured."""
+        return steadiest_quantile([self._bursts(item) for item in self._items])
+
     def _figure(self, item: str) -> Figure:
-        return summarize([self.journal.bursts[item, n] for n in range(self.plan.rounds)])
+        return summarize(self._bursts(item), self._quantile)
 
     def table(self) -> tuple[dict[str, Any], dict[tuple[str, str], Row]]:
         """Return what is known beyond name and machine, for the header, and the rows."""
         keys = list(self.blocks)
         copies = np.array([piece.copies for piece in self.blocks.values()])
         alone = [self._figure(f"block {key}") for key in keys]
-        alone_ms = np.array([figure.median_ms for figure in alone]) / copies
+        alone_ms = np.array([figure.latency_ms for figure in alone]) / copies
         spread_ms = np.array([figure.spread_ms for figure in alone]) / copies
         launch_ms = None
         if self._separates_launches:
-            graphs = np.array([self._figure(f"graph {key}").median_ms for key in keys])
+            graphs = np.array([self._figure(f"graph {key}").latency_ms for key in keys])
             launch_ms = np.maximum(alone_ms - graphs / copies, 0)
         energies = [self.journal.energies.get(f"block {key}") for key in keys]
         header: dict[str, Any] = {"measurement": self._circumstances(alone)}
@@ -229,7 +237,7 @@ class Session:
     def _check(self, header: dict[str, Any], keys: list[str], alone_ms: np.ndarray) -> Correction:
         """Fit the correction to half of the networks, and score it on the others."""
         figures = [self._figure(f"run {i}") for i in range(len(self.runs))]
-        measured = np.array([figure.median_ms for figure in figures])
+        measured = np.array([figure.latency_ms for figure in figures])
         counts = run_features(self.space, self.runs, keys)
         network = np.arange(len(self.runs)) // 3
         fitted = network < self.plan.networks
@@ -237,17 +245,22 @@ class Session:
         correction = choose(alone_ms, counts[fitted], measured[fitted], network[fitted].tolist())
         header["agreement"] = {
             "meaning": "predictions against measurements of networks that the correction was not "
-            "fitted to: each whole, and both sides of a random cut of each; rounds: how well the "
-            "first two rounds of measuring whole networks agree, the noise in every score here",
+            "fitted to: each whole, and both sides of a random cut of each; rounds: how well even "
+            "and odd rounds of measuring whole networks agree, the noise in every score here",
             "networks": self.plan.networks,
             "range_ms": [_rounded(f(measured[~fitted & whole])) for f in (np.min, np.max)],
         }
         if self.plan.rounds > 1:
-            first, second = (
-                np.array([self.journal.bursts[f"run {i}", n].median_ms for i in whole.nonzero()[0]])
+            even, odd = (
+                np.array(
+                    [
+                        summarize(self._bursts(f"run {i}")[n::2], self._quantile).latency_ms
+                        for i in whole.nonzero()[0]
+                    ]
+                )
                 for n in range(2)
             )
-            header["agreement"]["rounds"] = scores(first, second)
+            header["agreement"]["rounds"] = scores(even, odd)
         for name, chosen in (("whole", whole), ("sides", ~whole)):
             held_out = ~fitted & chosen
             header["agreement"][name] = {
@@ -272,6 +285,7 @@ class Session:
             **self.backend.describe(),
             "energy": None if self.counter is None else self.counter.name,
             "samples": taken,
+            "quantile": self._quantile,
             "left_out_percent": round(100 * sum(burst.left_out for burst in bursts) / taken, 2),
             "rounds_disagree_percent": None
             if self.plan.rounds == 1
@@ -316,12 +330,12 @@ def describe_table(
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine,
         "pinned_to": pinned,
-        "method": "measured_ms is the latency of the block alone, the smallest median of "
-        f"{WINDOW} samples in a row, spread_ms the interquartile range of all its samples; samples "
-        "during which the processor was taken away and outliers are left out. latency_ms is "
-        "measured_ms corrected so that "
-        "sums agree with whole networks (see correction). constant_ms is the latency of every "
-        "piece of a network beyond its blocks: each machine that runs a part pays it once.",
+        "method": "measured_ms is the latency of the block alone, a quantile of its samples: the "
+        "one that even and odd rounds agree best on (see measurement); spread_ms is the "
+        "interquartile range of its samples; those during which the processor was taken away and "
+        "outliers are left out. latency_ms is measured_ms corrected so that sums agree with whole "
+        "networks (see correction). constant_ms is the latency of every piece of a network beyond "
+        "its blocks: each machine that runs a part pays it once.",
         "quirks": quirks,
     }
     if space.prunable:

@@ -17,8 +17,8 @@ except ImportError:  # Windows cannot tell when a process was interrupted
 WARMUP_RUNS = 3
 WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
-WINDOW = 5
-"""Samples in a row whose median counts."""
+QUANTILES = (0.05, 0.1, 0.25, 0.5)
+"""Of the samples of a thing; see :func:`steadiest_quantile`."""
 OUTLIER_SIGMAS = 5.0
 """Robust standard deviations (1.4826 x median absolute deviation) beyond which a sample is left
 out."""
@@ -40,13 +40,6 @@ class Burst:
     def median_ms(self) -> float:
         """Their median."""
         return float(np.median(self.samples_ms))
-
-    @property
-    def quietest_ms(self) -> float:
-        """The smallest median of :data:`WINDOW` samples in a row."""
-        size = min(WINDOW, len(self.samples_ms))
-        windows = np.lib.stride_tricks.sliding_window_view(self.samples_ms, size)
-        return float(np.median(windows, axis=1).min())
 
 
 @dataclass(frozen=True)
@@ -108,28 +101,53 @@ def without_outliers(samples: Sequence[float]) -> list[float]:
     return [sample for sample in samples if sample <= limit or deviation == 0]
 
 
+def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> float:
+    """Return which of :data:`QUANTILES` even and odd rounds agree best on, over all things.
+
+    What else a machine does only ever adds time: where that is most of what varies, small quantiles
+    repeat themselves best. On a quiet machine whose clock varies they are of its rare fast moments,
+    and the median repeats itself better.
+
+    Args:
+        things: The bursts of each, round by round. With a single round there is nothing to compare,
+            and the smallest is returned.
+    """
+    if min(map(len, things)) < 2:
+        return QUANTILES[0]
+    halves = np.array(
+        [
+            [np.quantile(_samples(bursts[first::2]), QUANTILES) for first in range(2)]
+            for bursts in things
+        ]
+    )
+    apart = np.abs(np.log(halves[:, 0] / halves[:, 1])).mean(axis=0)
+    return QUANTILES[int(np.argmin(apart))]
+
+
+def _samples(bursts: Sequence[Burst]) -> list[float]:
+    return [sample for burst in bursts for sample in burst.samples_ms]
+
+
 @dataclass(frozen=True)
 class Figure:
     """What several bursts say of one thing.
 
     Attributes:
-        median_ms: The smallest median of a few samples in a row, over all bursts: what else a
-            machine does only ever adds time, and comes and goes.
-        spread_ms: Interquartile range of all samples of all bursts.
+        latency_ms: The quantile asked for of all samples of all bursts.
+        spread_ms: Interquartile range of these.
         disagreement: Largest less smallest median of a burst, relative to the smallest.
     """
 
-    median_ms: float
+    latency_ms: float
     spread_ms: float
     disagreement: float
 
 
-def summarize(bursts: Sequence[Burst]) -> Figure:
+def summarize(bursts: Sequence[Burst], quantile: float) -> Figure:
     """Return the figure of some bursts."""
     medians = [burst.median_ms for burst in bursts]
-    low, high = np.quantile([s for burst in bursts for s in burst.samples_ms], [0.25, 0.75])
-    quietest = min(burst.quietest_ms for burst in bursts)
-    return Figure(quietest, float(high - low), max(medians) / min(medians) - 1)
+    latency, low, high = np.quantile(_samples(bursts), [quantile, 0.25, 0.75])
+    return Figure(float(latency), float(high - low), max(medians) / min(medians) - 1)
 
 
 @contextlib.contextmanager

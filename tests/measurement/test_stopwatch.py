@@ -3,10 +3,19 @@
 import os
 import time
 
+import numpy as np
 import pytest
 
 from nasc_evo.measurement import stopwatch
-from nasc_evo.measurement.stopwatch import Burst, Stopwatch, pin, summarize, without_outliers
+from nasc_evo.measurement.stopwatch import (
+    QUANTILES,
+    Burst,
+    Stopwatch,
+    pin,
+    steadiest_quantile,
+    summarize,
+    without_outliers,
+)
 
 
 def test_a_burst_has_warm_up_and_enough_samples():
@@ -62,13 +71,57 @@ def test_outliers_are_far_above_the_median_only():
     assert without_outliers([1.0, 1.0, 1.0, 7.0]) == [1.0, 1.0, 1.0, 7.0]
 
 
-def test_the_figure_is_that_of_the_quietest_round():
-    figure = summarize([Burst((2.0, 2.2, 2.4), 0), Burst((1.0, 1.1, 1.2), 1)])
-    assert figure.median_ms == 1.1
-    noisy = (9.0, 2.0, 8.0, 3.0, 3.1, 2.9, 3.0, 3.2, 9.0, 9.0, 8.0, 7.0)
-    assert summarize([Burst(noisy, 0), Burst((3.3,) * 6, 0)]).median_ms == 3.0
+def test_a_figure_is_a_quantile_of_all_samples():
+    bursts = [Burst((2.0, 2.2, 2.4), 0), Burst((1.0, 1.1, 1.2), 1)]
+    figure = summarize(bursts, 0.5)
+    assert figure.latency_ms == pytest.approx(1.6)
+    assert summarize(bursts, 0.05).latency_ms == pytest.approx(1.025)
     assert figure.disagreement == pytest.approx(1.0)
     assert figure.spread_ms == pytest.approx(2.15 - 1.125)
+
+
+def bursts_of(truth, sample, rng, rounds=6):
+    return [[Burst(tuple(sample(value, rng)), 0) for _ in range(rounds)] for value in truth]
+
+
+def errors_by_quantile(things, truth):
+    """Return the spread of what each quantile makes of the true latency, without its bias."""
+    ratios = {
+        quantile: [
+            summarize(bursts, quantile).latency_ms / value
+            for bursts, value in zip(things, truth, strict=True)
+        ]
+        for quantile in QUANTILES
+    }
+    return {quantile: np.std(np.log(ratio)) for quantile, ratio in ratios.items()}
+
+
+def busy(value, rng):
+    """Most rounds share the processor with something that takes a while."""
+    return value * (1 + 0.01 * rng.random(20) + rng.choice([0, 0.5, 2]) * rng.random(20))
+
+
+def quiet(value, rng):
+    """A processor whose clock is now and then faster than it can keep up."""
+    fast = rng.random(20) < 0.03
+    return value * (1 + 0.02 * rng.standard_normal(20)) * np.where(fast, 0.8, 1)
+
+
+@pytest.mark.parametrize(("machine", "low"), [(busy, True), (quiet, False)])
+def test_the_quantile_that_rounds_agree_on_is_near_the_most_accurate(machine, low):
+    rng = np.random.default_rng(1)
+    truth = rng.uniform(0.1, 3, size=200)
+    things = bursts_of(truth, machine, rng)
+    chosen = steadiest_quantile(things)
+    assert (chosen <= 0.1) == low
+    errors = errors_by_quantile(things, truth)
+    assert errors[chosen] <= 1.1 * min(errors.values())
+    assert errors[chosen] < 0.5 * max(errors.values())
+
+
+def test_a_single_round_takes_the_smallest_quantile():
+    rng = np.random.default_rng(1)
+    assert steadiest_quantile(bursts_of([1.0, 2.0], quiet, rng, rounds=1)) == QUANTILES[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
