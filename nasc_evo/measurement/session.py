@@ -24,7 +24,14 @@ from nasc_evo.measurement.pieces import (
     run_features,
     table_keys,
 )
-from nasc_evo.measurement.stopwatch import Burst, Figure, Stopwatch, steadiest_quantile, summarize
+from nasc_evo.measurement.stopwatch import (
+    Burst,
+    Figure,
+    Stopwatch,
+    halves,
+    steadiest_quantile,
+    summarize,
+)
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.model import build_supernet
 
@@ -251,16 +258,16 @@ class Session:
             "range_ms": [_rounded(f(measured[~fitted & whole])) for f in (np.min, np.max)],
         }
         if self.plan.rounds > 1:
-            even, odd = (
-                np.array(
+            even_ms, odd_ms = np.array(
+                [
                     [
-                        summarize(self._bursts(f"run {i}")[n::2], self._quantile).latency_ms
-                        for i in whole.nonzero()[0]
+                        summarize(half, self._quantile).latency_ms
+                        for half in halves(self._bursts(f"run {i}"))
                     ]
-                )
-                for n in range(2)
-            )
-            header["agreement"]["rounds"] = scores(even, odd)
+                    for i in whole.nonzero()[0]
+                ]
+            ).T
+            header["agreement"]["rounds"] = scores(even_ms, odd_ms)
         for name, chosen in (("whole", whole), ("sides", ~whole)):
             held_out = ~fitted & chosen
             header["agreement"][name] = {
@@ -330,12 +337,12 @@ def describe_table(
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine,
         "pinned_to": pinned,
-        "method": "measured_ms is the latency of the block alone, a quantile of its samples: the "
-        "one that even and odd rounds agree best on (see measurement); spread_ms is the "
-        "interquartile range of its samples; those during which the processor was taken away and "
-        "outliers are left out. latency_ms is measured_ms corrected so that sums agree with whole "
-        "networks (see correction). constant_ms is the latency of every piece of a network beyond "
-        "its blocks: each machine that runs a part pays it once.",
+        "method": "measured_ms is the latency of the block alone, a quantile of its samples: of "
+        "several rounds the one that even and odd ones agree best on (see measurement); spread_ms "
+        "is the interquartile range of its samples; those during which the processor was taken "
+        "away and outliers are left out. latency_ms is measured_ms corrected so that sums agree "
+        "with whole networks (see correction). constant_ms is the latency of every piece of a "
+        "network beyond its blocks: each machine that runs a part pays it once.",
         "quirks": quirks,
     }
     if space.prunable:

@@ -18,7 +18,9 @@ WARMUP_RUNS = 3
 WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
 QUANTILES = (0.05, 0.1, 0.25, 0.5)
-"""Of the samples of a thing; see :func:`steadiest_quantile`."""
+"""Which of the samples of a thing may count; see :func:`steadiest_quantile`."""
+QUANTILE_OF_ONE_ROUND = 0.1
+"""Which counts where there is nothing to choose it by."""
 OUTLIER_SIGMAS = 5.0
 """Robust standard deviations (1.4826 x median absolute deviation) beyond which a sample is left
 out."""
@@ -102,26 +104,27 @@ def without_outliers(samples: Sequence[float]) -> list[float]:
 
 
 def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> float:
-    """Return which of :data:`QUANTILES` even and odd rounds agree best on, over all things.
+    """Return the one of :data:`QUANTILES` that even and odd rounds agree best on, over all things.
 
     What else a machine does only ever adds time: where that is most of what varies, small quantiles
-    repeat themselves best. On a quiet machine whose clock varies they are of its rare fast moments,
-    and the median repeats itself better.
+    repeat themselves best. On a quiet machine small ones are those of rare fast moments, and larger
+    ones repeat themselves better.
 
     Args:
-        things: The bursts of each, round by round. With a single round there is nothing to compare,
-            and the smallest is returned.
+        things: The bursts of each, round by round; :data:`QUANTILE_OF_ONE_ROUND` if a round is all.
     """
     if min(map(len, things)) < 2:
-        return QUANTILES[0]
-    halves = np.array(
-        [
-            [np.quantile(_samples(bursts[first::2]), QUANTILES) for first in range(2)]
-            for bursts in things
-        ]
+        return QUANTILE_OF_ONE_ROUND
+    figures_ms = np.array(
+        [[np.quantile(_samples(half), QUANTILES) for half in halves(bursts)] for bursts in things]
     )
-    apart = np.abs(np.log(halves[:, 0] / halves[:, 1])).mean(axis=0)
+    apart = np.abs(np.log(figures_ms[:, 0] / figures_ms[:, 1])).mean(axis=0)
     return QUANTILES[int(np.argmin(apart))]
+
+
+def halves(bursts: Sequence[Burst]) -> tuple[Sequence[Burst], Sequence[Burst]]:
+    """Return those of even and of odd rounds."""
+    return bursts[::2], bursts[1::2]
 
 
 def _samples(bursts: Sequence[Burst]) -> list[float]:
@@ -144,7 +147,12 @@ class Figure:
 
 
 def summarize(bursts: Sequence[Burst], quantile: float) -> Figure:
-    """Return the figure of some bursts."""
+    """Return the figure of some bursts.
+
+    Args:
+        bursts: One at least.
+        quantile: Which of all their samples counts, a share in 0..1.
+    """
     medians = [burst.median_ms for burst in bursts]
     latency, low, high = np.quantile(_samples(bursts), [quantile, 0.25, 0.75])
     return Figure(float(latency), float(high - low), max(medians) / min(medians) - 1)
