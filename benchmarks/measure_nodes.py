@@ -1,7 +1,7 @@
 """Cost tables of this machine, one after the other, as they ship.
 
 python benchmarks/measure_nodes.py --name xeon --backends torch onnxruntime --threads 1 2
-python benchmarks/measure_nodes.py --name h100 --processor cuda --threads 2 --rounds 1 --networks 50
+python benchmarks/measure_nodes.py --name h100 --processor cuda --threads 2 --rounds 2
 
 Writes <folder>/<space>_<geometry>_<name>[_<backend>][_<launch>][_t<threads>].csv for every
 combination asked for, each beside its samples; tables that are there already are left as they are.
