@@ -73,13 +73,14 @@ def shipped_tables() -> list[tuple[CostTable, ArchitectureSpace]]:
 
 
 def list_machines(_: argparse.Namespace) -> None:
-    """Print one line a machine and space."""
-    lines: dict[tuple[str, str], list[CostTable]] = {}
+    """Print one line a machine and space, and one more if only some geometries have energies."""
+    lines: dict[tuple[str, str, bool], list[CostTable]] = {}
     for table, space in shipped_tables():
-        lines.setdefault((table.name, space.name), []).append(table)
+        has_energy = table.energy_mj is not None
+        lines.setdefault((table.name, space.name, has_energy), []).append(table)
     rows = [("machine", "space", "geometry", "latency", "energy", "description")]
-    for (machine, name), tables in lines.items():
-        header, has_energy = tables[0].header, tables[0].energy_mj is not None
+    for (machine, name, has_energy), tables in lines.items():
+        header = tables[0].header
         units = header["units"]
         rows.append(
             (
