@@ -131,8 +131,9 @@ def check(options: argparse.Namespace) -> None:
         f"{space.geometry}x{space.geometry}, {energy}; a network of average operations takes "
         f"{average_network(table.latency_ms):.3g} ms."
     )
-    if table.prediction_error is not None:
-        mape, tau = table.prediction_error
+    error = table.prediction_error()
+    if error is not None:
+        mape, tau = error
         print(
             f"Its predictions of measured whole networks are off by {mape:g} % in the mean; "
             f"Kendall's tau is {tau:g}."

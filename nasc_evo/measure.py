@@ -247,6 +247,12 @@ def summary(header: Mapping[str, Any], session: Any, table: str, energy: bool) -
                 f"R2 {after['r2']}, Kendall's tau {after['kendall_tau']} (plain addition: "
                 f"{before['mape_percent']} %, {before['r2']}, {before['kendall_tau']})."
             )
+    if "energy_agreement" in header:
+        whole = header["energy_agreement"]["whole"]["as_corrected"]
+        sentences.append(
+            f"Energies of whole networks not fitted to: MAPE {whole['mape_percent']} %, "
+            f"Kendall's tau {whole['kendall_tau']}."
+        )
     if session.counter is None and energy:
         sentences.append("No energy: there is no counter that can be read here.")
     elif session.counter is not None and None in session.journal.energies.values():

@@ -48,7 +48,7 @@ class FBNetSplit(SplitProblem):
     def __init__(
         self,
         device: NodeLike = "edgegpu",
-        server: NodeLike = "titan_rtx",
+        server: NodeLike = "h100",
         link: str | Mapping[str, Any] | Link = "wifi",
         dataset: str | Mapping[str, Any] | ImageDataset = "fashion_mnist",
         evaluator: Mapping[str, Any] | Evaluator | None = None,

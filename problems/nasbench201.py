@@ -53,7 +53,7 @@ class NASBench201Split(SplitProblem):
     def __init__(
         self,
         device: NodeLike = "edgegpu",
-        server: NodeLike = "titan_rtx",
+        server: NodeLike = "h100",
         link: str | Mapping[str, Any] | Link = "wifi",
         dataset: str | Mapping[str, Any] | ImageDataset = "fashion_mnist",
         evaluator: str | Mapping[str, Any] | Evaluator | None = None,

@@ -201,7 +201,7 @@ def test_energy_of_a_chain_counts_the_device_alone():
 
 
 def test_one_chain_of_two_nodes_is_the_default_problem():
-    chain = {"nodes": ["edgegpu", "titan_rtx"], "links": ["wifi"]}
+    chain = {"nodes": ["edgegpu", "h100"], "links": ["wifi"]}
     one, other = FBNetSplit(evaluator=Formula()), FBNetSplit(evaluator=Formula(), chain=chain)
     assert one.describe() == other.describe()
     X = random_genomes(one.space, 50, np.random.default_rng(0))

@@ -78,7 +78,7 @@ def test_a_killed_and_an_interrupted_measurement_go_on_and_end_as_a_table(cli, t
     assert "device=table device.path=mine.csv" in done.stdout
 
     table = CostTable.load(tmp_path / "mine.csv", FBNetSpace(32, 10))
-    assert table.prediction_error is not None
+    assert table.prediction_error() is not None
     assert np.nanmin(table.latency_ms) == 0
     agreement = table.header["agreement"]
     for part in ("whole", "sides"):
@@ -135,7 +135,7 @@ def test_the_other_space_by_onnx_runtime_without_networks(cli, tmp_path):
     assert table.name == "desk"
     assert table.constant_ms == 0
     assert table.pruned == ("unused", "zero_input")
-    assert table.prediction_error is None
+    assert table.prediction_error() is None
     none, skip, conv_1x1, conv_3x3, _ = table.latency_ms[1]
     assert none == 0 < skip < conv_1x1 < conv_3x3
     assert sorted(os.listdir(tmp_path)) == ["new"]

@@ -279,8 +279,9 @@ class Chain:
         """Say what stands behind measured tables, servers that are shared and rates that vary."""
         notes = []
         for table in {id(node.table): node.table for node in self.nodes}.values():
-            if table.prediction_error is not None:
-                mape, tau = table.prediction_error
+            error = table.prediction_error()
+            if error is not None:
+                mape, tau = error
                 notes.append(
                     f"Latencies of {table.name} are sums of measured blocks, off by {mape:g} % in "
                     f"the mean for measured whole networks (Kendall's tau {tau:g})."
@@ -385,8 +386,7 @@ class Chain:
         at = self.space.block_start[bounds.T] * len(ops) + np.arange(len(ops))
         at_bounds = prefix.ravel().take(at, mode="clip")
         sums = np.subtract(at_bounds[1:], at_bounds[:-1]).T
-        if metric == "latency_ms":
-            sums += table.constant_ms * (np.diff(bounds, axis=1) > 0)
+        sums += table.constant(metric) * (np.diff(bounds, axis=1) > 0)
         totals = None if table.totals is None else getattr(table.totals, metric)
         if totals is None:
             return sums

@@ -59,9 +59,10 @@ def implausible(table: CostTable, space: ArchitectureSpace) -> list[str]:
 
 
 def _bad_prediction(table: CostTable) -> Iterator[str]:
-    if table.prediction_error is None:
+    error = table.prediction_error()
+    if error is None:
         return
-    mape, tau = table.prediction_error
+    mape, tau = error
     if mape > MAX_MAPE_PERCENT or tau < MIN_TAU:
         yield (
             f"measured whole networks are predicted with an error of {mape:g} % and Kendall's tau "

@@ -5,9 +5,9 @@ The file begins with lines `# ...` that form one YAML mapping (`format`, `name`,
 CSV with the columns `position, op, latency_ms, energy_mj`. Costs are additive over positions. An
 empty field is an unknown figure, which only `energy_mj` may have.
 
-Tables that `python -m nasc_evo.measure` writes have more: a header field `constant_ms`, the latency
-that the machine adds to every piece of a network that it runs, and columns on how the figures came
-about, of which runs use none (:data:`EXTRA_COLUMNS`).
+Tables that `python -m nasc_evo.measure` writes have more: header fields `constant_ms` and
+`constant_mj`, which the machine adds to every piece of a network that it runs, and columns on how
+the figures came about, of which runs use none (:data:`EXTRA_COLUMNS`).
 
 Two more header fields concern spaces whose networks have official numbers: `pruned` lists the
 kinds of dead operations that the machine's compiler removes, and `did_not_compile` flags the
@@ -54,6 +54,7 @@ class CostTable:
         latency_ms: `[positions, ops]`; NaN beyond a position's own operations.
         energy_mj: Likewise, or None where the energy is unknown.
         constant_ms: Latency of every piece of a network that runs here, beyond that of its blocks.
+        constant_mj: Likewise its energy.
         header: The provenance header.
         sha256: Of the file.
         pruned: Kinds of dead operations that cost nothing here.
@@ -67,6 +68,7 @@ class CostTable:
     header: dict[str, Any]
     sha256: str
     constant_ms: float = 0.0
+    constant_mj: float = 0.0
     pruned: tuple[str, ...] = ()
     refused: NDArray[np.bool_] | None = None
     totals: NetworkTotals | None = None
@@ -91,13 +93,6 @@ class CostTable:
             latency, energy = _read_rows(path, rows, space)
         except csv.Error as error:
             raise UserError(f"The cost table {path} is no CSV ({one_line(error)}).") from error
-        constant = header.get("constant_ms", 0.0)
-        number = isinstance(constant, int | float) and not isinstance(constant, bool)
-        if not (number and 0 <= constant < math.inf):
-            raise UserError(
-                f"constant_ms in the header of the cost table {path} must be a number >= 0, got "
-                f"{brief(constant)}."
-            )
         pruned = header.get("pruned", [])
         if not isinstance(pruned, list) or not set(map(str, pruned)) <= set(space.prunable):
             raise UserError(
@@ -119,20 +114,32 @@ class CostTable:
             energy_mj=None if np.isnan(energy).all() else energy,
             header=header,
             sha256=hashlib.sha256(content).hexdigest(),
-            constant_ms=float(constant),
+            constant_ms=_constant(path, header, "constant_ms"),
+            constant_mj=_constant(path, header, "constant_mj"),
             pruned=tuple(pruned),
             refused=refused,
         )
 
-    @property
-    def prediction_error(self) -> tuple[float, float] | None:
-        """Error of predicted whole networks as the header of a measured table has it.
+    def constant(self, metric: str) -> float:
+        """Return what every piece of a network costs here beyond its blocks.
+
+        Args:
+            metric: `latency_ms` or `energy_mj`.
+        """
+        return self.constant_ms if metric == "latency_ms" else self.constant_mj
+
+    def prediction_error(self, metric: str = "latency_ms") -> tuple[float, float] | None:
+        """Return the error of predicted whole networks that the header of a measured table states.
+
+        Args:
+            metric: `latency_ms` or `energy_mj`.
 
         Returns:
             Mean absolute error in percent and Kendall's tau; None where the header has none.
         """
         found: Any = self.header
-        for key in ("agreement", "whole", "as_corrected"):
+        agreement = "agreement" if metric == "latency_ms" else "energy_agreement"
+        for key in (agreement, "whole", "as_corrected"):
             found = found.get(key) if isinstance(found, dict) else None
         if not isinstance(found, dict):
             return None
@@ -272,6 +279,17 @@ def _read_header(path: Path, lines: list[str]) -> dict[str, Any]:
     if missing:
         raise UserError(f"The header of the cost table {path} lacks {', '.join(missing)}.")
     return header
+
+
+def _constant(path: Path, header: Mapping[str, Any], key: str) -> float:
+    value = header.get(key, 0.0)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value < math.inf):
+        raise UserError(
+            f"{key} in the header of the cost table {path} must be a number >= 0, got "
+            f"{brief(value)}."
+        )
+    return float(value)
 
 
 def _read_rows(

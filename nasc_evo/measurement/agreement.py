@@ -1,12 +1,13 @@
 """How well sums of block costs predict whole networks, and the correction that makes them agree.
 
-The prediction of a run of blocks is `constant + sum of figures`. Corrections, from plain to free:
+Costs are latencies or energies. The prediction of a run of blocks is `constant + sum of figures`.
+Corrections, from plain to free:
 
-- *plain*: no constant, each figure is the latency of the block measured alone;
-- *scaled*: a constant a run, and `scale x latency + constant a block` for every block, by least
+- *plain*: no constant, each figure is the cost of the block measured alone;
+- *scaled*: a constant a run, and `scale x cost + constant a block` for every block, by least
   squares;
 - *blocks*: beyond that every kind of block has a deviation of its own, by ridge regression, so that
-  a kind that the networks say little about stays near its measured latency.
+  a kind that the networks say little about stays near its measured cost.
 
 All errors are relative. Runs are whole networks and both sides of a cut: a constant is what a
 machine pays once for every piece that it runs, however short the piece is.
@@ -38,19 +39,19 @@ class Correction:
 
     Attributes:
         form: `plain`, `scaled` or `blocks`.
-        constant_ms: Of every run.
-        figures_ms: Of each kind of block, `[kinds]`.
+        constant: Of every run.
+        figures: Of each kind of block, `[kinds]`.
         parameters: What was fitted, for the header of a table.
     """
 
     form: str
-    constant_ms: float
-    figures_ms: FloatArray
+    constant: float
+    figures: FloatArray
     parameters: dict[str, float]
 
     def predict(self, counts: FloatArray) -> FloatArray:
-        """Return the latency of runs, `[runs]`, that have each kind so often `[runs, kinds]`."""
-        return self.constant_ms + counts @ self.figures_ms
+        """Return the cost of runs, `[runs]`, that have each kind so often `[runs, kinds]`."""
+        return self.constant + counts @ self.figures
 
 
 def scores(measured: FloatArray, predicted: FloatArray) -> dict[str, float]:
@@ -67,67 +68,65 @@ def scores(measured: FloatArray, predicted: FloatArray) -> dict[str, float]:
     }
 
 
-def plain(alone_ms: FloatArray) -> Correction:
-    """Return plain addition of the latencies of blocks alone, `[kinds]`."""
-    return Correction("plain", 0.0, alone_ms, {})
+def plain(alone: FloatArray) -> Correction:
+    """Return plain addition of the costs of blocks alone, `[kinds]`."""
+    return Correction("plain", 0.0, alone, {})
 
 
-def scaled(alone_ms: FloatArray, counts: FloatArray, measured_ms: FloatArray) -> Correction:
+def scaled(alone: FloatArray, counts: FloatArray, measured: FloatArray) -> Correction:
     """Fit constant, scale and constant a block; none is negative."""
-    columns = np.column_stack([np.ones(len(counts)), counts @ alone_ms, counts.sum(axis=1)])
-    relative = columns / measured_ms[:, None]
+    columns = np.column_stack([np.ones(len(counts)), counts @ alone, counts.sum(axis=1)])
+    relative = columns / measured[:, None]
     constant, scale, a_block = lsq_linear(relative, np.ones(len(counts)), (0, np.inf), "bvls").x
-    parameters = {"constant_ms": constant, "scale": scale, "constant_a_block_ms": a_block}
-    return Correction("scaled", float(constant), scale * alone_ms + a_block, parameters)
+    parameters = {"constant": constant, "scale": scale, "constant_a_block": a_block}
+    return Correction("scaled", float(constant), scale * alone + a_block, parameters)
 
 
-def free(
-    alone_ms: FloatArray, counts: FloatArray, measured_ms: FloatArray, penalty: float
-) -> Correction:
+def free(alone: FloatArray, counts: FloatArray, measured: FloatArray, penalty: float) -> Correction:
     """Fit a deviation of every kind of block from :func:`scaled`; no figure is negative."""
-    start = scaled(alone_ms, counts, measured_ms)
-    kinds = len(alone_ms)
-    columns = np.column_stack([np.ones(len(counts)), counts * start.figures_ms])
-    missing = 1 - counts @ start.figures_ms / measured_ms
+    start = scaled(alone, counts, measured)
+    kinds = len(alone)
+    columns = np.column_stack([np.ones(len(counts)), counts * start.figures])
+    missing = 1 - counts @ start.figures / measured
     pull = np.column_stack([np.zeros(kinds), np.sqrt(penalty) * np.eye(kinds)])
     lower = np.concatenate([[0.0], np.full(kinds, -1.0)])
     constant, *deviations = lsq_linear(
-        np.vstack([columns / measured_ms[:, None], pull]),
+        np.vstack([columns / measured[:, None], pull]),
         np.concatenate([missing, np.zeros(kinds)]),
         (lower, np.inf),
         "bvls",
     ).x
-    figures = start.figures_ms * (1 + np.array(deviations))
-    parameters = {**start.parameters, "constant_ms": constant, "penalty": penalty}
+    figures = start.figures * (1 + np.array(deviations))
+    parameters = {**start.parameters, "constant": constant, "penalty": penalty}
     return Correction("blocks", float(constant), figures, parameters)
 
 
 def choose(
-    alone_ms: FloatArray, counts: FloatArray, measured_ms: FloatArray, networks: Sequence[int]
+    alone: FloatArray, counts: FloatArray, measured: FloatArray, networks: Sequence[int]
 ) -> Correction:
     """Return the correction with the smallest cross-validated error, the simpler if near.
 
     Args:
-        alone_ms: Latency of each kind of block alone, `[kinds]`.
+        alone: Cost of each kind of block alone, `[kinds]`.
         counts: How often each kind is in each run, `[runs, kinds]`.
-        measured_ms: Latency of each run, `[runs]`.
+        measured: Cost of each run, `[runs]`.
         networks: Which network each run is of; the runs of one are left out together.
     """
     fits: list[Callable[[FloatArray, FloatArray], Correction]] = [
-        lambda counts, measured_ms: plain(alone_ms),
-        partial(scaled, alone_ms),
-        *(partial(free, alone_ms, penalty=penalty) for penalty in PENALTIES),
+        lambda counts, measured: plain(alone),
+        partial(scaled, alone),
+        *(partial(free, alone, penalty=penalty) for penalty in PENALTIES),
     ]
     folds = np.asarray(networks) % FOLDS
     errors = []
     for fit in fits:
-        predicted = np.empty_like(measured_ms)
+        predicted = np.empty_like(measured)
         for fold in range(FOLDS):
             out = folds == fold
-            predicted[out] = fit(counts[~out], measured_ms[~out]).predict(counts[out])
-        errors.append(float(np.abs(predicted / measured_ms - 1).mean()))
+            predicted[out] = fit(counts[~out], measured[~out]).predict(counts[out])
+        errors.append(float(np.abs(predicted / measured - 1).mean()))
     best = 0
     for candidate in (1, 2 + int(np.argmin(errors[2:]))):
         if errors[candidate] < WORTH * errors[best] - NEGLIGIBLE:
             best = candidate
-    return fits[best](counts, measured_ms)
+    return fits[best](counts, measured)

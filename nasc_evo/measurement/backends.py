@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -18,14 +19,25 @@ LAUNCHES = ("eager", "graph")
 CAPTURE_RUNS = 3
 """Runs before a capture, in which libraries choose their algorithms and make their tensors."""
 
-Timed = Callable[[], float]
-"""Runs once and returns the milliseconds that it took."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """A piece that is ready to run.
+
+    Attributes:
+        timed: Runs it once and returns the milliseconds that it took.
+        repeat: Runs it so many times: what a caller waits for one by one, other pieces in a row
+            with one wait at the end.
+    """
+
+    timed: Callable[[], float]
+    repeat: Callable[[int], None]
 
 
 class Backend(Protocol):
     """Prepares pieces for timing."""
 
-    def prepare(self, piece: Piece, *, graph: bool, whole: bool) -> Timed:
+    def prepare(self, piece: Piece, *, graph: bool, whole: bool) -> Prepared:
         """Return what runs and times a piece.
 
         Args:
@@ -76,7 +88,7 @@ class TorchCpu:
         torch.set_num_threads(threads)
         keep_freed_memory()
 
-    def prepare(self, piece: Piece, *, graph: bool = False, whole: bool = False) -> Timed:
+    def prepare(self, piece: Piece, *, graph: bool = False, whole: bool = False) -> Prepared:
         """Return what runs and times a piece."""
         return on_the_clock(piece.fold().runner())
 
@@ -107,7 +119,7 @@ class OnnxCpu:
         torch.set_num_threads(threads)
         self._threads = threads
 
-    def prepare(self, piece: Piece, *, graph: bool = False, whole: bool = False) -> Timed:
+    def prepare(self, piece: Piece, *, graph: bool = False, whole: bool = False) -> Prepared:
         """Return what runs and times a piece; input and output stay where they are."""
         import onnxruntime
 
@@ -138,15 +150,19 @@ class OnnxCpu:
         }
 
 
-def on_the_clock(run: Callable[[], Any]) -> Timed:
-    """Return what times a run by the clock."""
+def on_the_clock(run: Callable[[], Any]) -> Prepared:
+    """Return what repeats a run and times it by the clock; it returns when its work has ended."""
 
     def timed() -> float:
         start = time.perf_counter_ns()
         run()
         return (time.perf_counter_ns() - start) * 1e-6
 
-    return timed
+    def repeat(runs: int) -> None:
+        for _ in range(runs):
+            run()
+
+    return Prepared(timed, repeat)
 
 
 class TorchCuda:
@@ -169,7 +185,7 @@ class TorchCuda:
             a @ a
             torch.cuda.synchronize()
 
-    def prepare(self, piece: Piece, *, graph: bool, whole: bool) -> Timed:
+    def prepare(self, piece: Piece, *, graph: bool, whole: bool) -> Prepared:
         """Return what runs and times a piece."""
         run: Callable[[], Any] = piece.fold("cuda", channels_last=False).runner()
         if graph:
@@ -191,7 +207,12 @@ class TorchCuda:
             end.synchronize()
             return start.elapsed_time(end)
 
-        return timed
+        def repeat(runs: int) -> None:
+            for _ in range(runs):
+                run()
+            torch.cuda.synchronize()
+
+        return Prepared(timed, repeat)
 
     def describe(self) -> dict[str, Any]:
         """Return versions."""

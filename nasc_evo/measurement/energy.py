@@ -4,15 +4,24 @@ Both count the whole device, idle power included, while the work is repeated. Wh
 be read there is no energy: nothing is estimated.
 """
 
+import contextlib
 import ctypes
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from scipy.stats import theilslopes
+
 RAPL = Path("/sys/class/powercap")
-MIN_SECONDS = 0.1
-MAX_SECONDS = 1.0
+SECONDS_A_READING = 0.001
+SECONDS_A_LOOK = 0.005
+"""Work in a row; waiting for its end hardly counts."""
+MIN_SECONDS = 0.5
+MAX_SECONDS = 2.0
+MIN_STEPS = 4
 
 
 class Counter(Protocol):
@@ -99,34 +108,69 @@ def find_counter(processor: str) -> Counter | None:
         return None
 
 
-def energy_of(run: Callable[[], float], counter: Counter) -> float | None:
+def energy_of(repeat: Callable[[int], None], counter: Counter) -> float | None:
     """Return the millijoules of one run, None if the counter stands still.
 
-    Counters move in steps: the work is repeated from one step to another, and the counter is read
-    about once a millisecond.
+    Counters move in steps, of which each comes a little early or late, and reading one may take
+    milliseconds: another thread watches it while the work goes on. The figure is the median slope
+    over all pairs of steps (Theil and Sen).
 
     Args:
-        run: Works once and returns the milliseconds that it took.
+        repeat: Works so many times and waits for the end of all.
         counter: Of the device that works.
     """
-    runs_a_look = max(1, int(1 / max(run(), 1e-3)))
-
-    def until_a_step(seconds: float) -> tuple[float, int]:
-        """Work at least so long and until the counter moves; return it and the runs."""
-        runs, last, start = 0, counter.read_mj(), time.perf_counter()
-        while (passed := time.perf_counter() - start) < MAX_SECONDS:
-            for _ in range(runs_a_look):
-                run()
-            runs += runs_a_look
-            now = counter.read_mj()
-            if now != last and passed >= seconds:
-                return now, runs
-            last = now
-        raise TimeoutError
-
+    runs_a_look = 1
+    while _seconds(repeat, runs_a_look) < SECONDS_A_LOOK:
+        runs_a_look *= 2
+    watch = _Watch(counter)
+    watch.start()
+    runs, passed, start = [0], [0.0], time.perf_counter()
     try:
-        begin, _ = until_a_step(0)
-        end, runs = until_a_step(MIN_SECONDS)
-    except TimeoutError:
+        while passed[-1] < MAX_SECONDS:
+            repeat(runs_a_look)
+            runs.append(runs[-1] + runs_a_look)
+            passed.append(time.perf_counter() - start)
+            if passed[-1] >= MIN_SECONDS and len(watch.steps) >= MIN_STEPS:
+                break
+    finally:
+        watch.stop()
+    steps = [(at - start, mj) for at, mj in watch.steps if start < at < start + passed[-1]]
+    if len(steps) < 2:
         return None
-    return (end - begin) / runs
+    at, energy_mj = np.transpose(steps)
+    return float(theilslopes(energy_mj, np.interp(at, passed, runs)).slope)
+
+
+def _seconds(repeat: Callable[[int], None], runs: int) -> float:
+    start = time.perf_counter()
+    repeat(runs)
+    return time.perf_counter() - start
+
+
+class _Watch(threading.Thread):
+    """Watches a counter.
+
+    Attributes:
+        steps: When it was seen to have moved, by `time.perf_counter`, and what it showed.
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__(daemon=True)
+        self.steps: list[tuple[float, float]] = []
+        self._counter = counter
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Watch until :meth:`stop`, or until the counter cannot be read any more."""
+        with contextlib.suppress(OSError, ValueError):
+            last = self._counter.read_mj()
+            while not self._over.wait(SECONDS_A_READING):
+                now = self._counter.read_mj()
+                if now != last:
+                    self.steps.append((time.perf_counter(), now))
+                last = now
+
+    def stop(self) -> None:
+        """End watching."""
+        self._over.set()
+        self.join()

@@ -13,7 +13,7 @@ from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.files import parse_json, read_bytes
 from nasc_evo.measurement.stopwatch import Burst
 
-FORMAT = "nasc_evo measurement 1"
+FORMAT = "nasc_evo measurement 2"
 MAX_BYTES = 256 * 2**20
 
 

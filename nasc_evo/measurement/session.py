@@ -1,6 +1,6 @@
 """One measurement: every block and some hundred networks, round by round, and the table of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nasc_evo import __version__
 from nasc_evo.cost.table import Row
 from nasc_evo.errors import UserError
-from nasc_evo.measurement.agreement import Correction, choose, plain, scores
-from nasc_evo.measurement.backends import Backend, Timed
+from nasc_evo.measurement.agreement import Correction, FloatArray, choose, plain, scores
+from nasc_evo.measurement.backends import Backend, Prepared
 from nasc_evo.measurement.energy import Counter, energy_of
 from nasc_evo.measurement.journal import SampleJournal
 from nasc_evo.measurement.pieces import (
@@ -36,6 +37,9 @@ from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.model import build_supernet
 
 MIN_NETWORKS = 20
+ENERGY_NETWORKS = 20
+"""Of the networks that a prediction is checked on, and of those that it is fitted to, so many have
+their energy measured."""
 MAX_THREADS = 1024
 
 OnStep = Callable[[int, str], None]
@@ -119,26 +123,26 @@ class Session:
         self.runs = random_runs(space, 2 * plan.networks, rng)
 
     @cached_property
-    def _items(self) -> dict[str, Callable[[], Timed]]:
-        """What is timed, by its name in the journal."""
+    def _items(self) -> dict[str, Callable[[], Prepared]]:
+        """What is measured, by its name in the journal."""
         graph = self.plan.launch == "graph"
-        items: dict[str, Callable[[], Timed]] = {}
+        items: dict[str, Callable[[], Prepared]] = {}
         for key, piece in self.blocks.items():
-            items[f"block {key}"] = partial(self._timed, piece, graph)
+            items[f"block {key}"] = partial(self._prepare, piece, graph)
             if self._separates_launches:
-                items[f"graph {key}"] = partial(self._timed, piece, True)
+                items[f"graph {key}"] = partial(self._prepare, piece, True)
         for i, run in enumerate(self.runs):
-            items[f"run {i}"] = partial(self._timed_run, run, graph)
+            items[f"run {i}"] = partial(self._prepare_run, run, graph)
         return items
 
     @property
     def _separates_launches(self) -> bool:
         return self.plan.processor == "cuda" and self.plan.launch == "eager"
 
-    def _timed(self, piece: Piece, graph: bool) -> Timed:
+    def _prepare(self, piece: Piece, graph: bool) -> Prepared:
         return self.backend.prepare(piece, graph=graph, whole=False)
 
-    def _timed_run(self, run: Run, graph: bool) -> Timed:
+    def _prepare_run(self, run: Run, graph: bool) -> Prepared:
         return self.backend.prepare(run.piece(self.supernet), graph=graph, whole=True)
 
     def steps(self) -> list[tuple[str, int | None]]:
@@ -153,7 +157,14 @@ class Session:
             steps += [(names[i], number) for i in order]
         if self.counter is not None:
             steps += [(f"block {key}", None) for key in self.blocks]
+            steps += [(f"run {i}", None) for i in self._energy_runs]
         return steps
+
+    @property
+    def _energy_runs(self) -> list[int]:
+        """Which runs have their energy measured."""
+        networks = self.plan.networks
+        return [i for i in range(len(self.runs)) if i // 3 % networks < ENERGY_NETWORKS]
 
     def _is_done(self, item: str, number: int | None) -> bool:
         return (
@@ -176,12 +187,12 @@ class Session:
             if self._is_done(item, number):
                 continue
             on_step(done, item)
-            timed = self._items[item]()
+            prepared = self._items[item]()
             if number is None:
                 assert self.counter is not None
-                self.journal.add_energy(item, energy_of(timed, self.counter))
+                self.journal.add_energy(item, energy_of(prepared.repeat, self.counter))
             else:
-                self.journal.add_burst(item, number, stopwatch.burst(timed))
+                self.journal.add_burst(item, number, stopwatch.burst(prepared.timed))
             done += 1
         on_step(done, "")
 
@@ -207,20 +218,22 @@ class Session:
         if self._separates_launches:
             graphs = np.array([self._figure(f"graph {key}").latency_ms for key in keys])
             launch_ms = np.maximum(alone_ms - graphs / copies, 0)
-        energies = [self.journal.energies.get(f"block {key}") for key in keys]
         header: dict[str, Any] = {"measurement": self._circumstances(alone)}
         correction = plain(alone_ms)
         if self.plan.networks:
-            correction = self._check(header, keys, alone_ms)
-        header["constant_ms"] = _rounded(correction.constant_ms)
-        if self._separates_launches and launch_ms is not None:
+            figures = [self._figure(f"run {i}") for i in range(len(self.runs))]
+            measured_ms = np.array([figure.latency_ms for figure in figures])
+            correction, scored = self._correct(alone_ms, measured_ms, range(len(self.runs)))
+            header["agreement"] = self._about_runs(measured_ms) | scored
+            header["correction"] = _about(correction, "ms", self.plan.networks)
+        header["constant_ms"] = _rounded(correction.constant)
+        if launch_ms is not None:
             header["launch"] = {
                 "median_share_percent": round(100 * float(np.median(launch_ms / alone_ms)), 1),
                 "meaning": "launch_ms is the latency of a block alone, eager, less that of the "
                 "same block as a CUDA graph; measured_ms contains it, graphs save it",
             }
-        if None in energies:
-            energies = [None] * len(keys)
+        energy_mj = self._energies(header, copies)
         rows: dict[tuple[str, str], Row] = {}
         for place, key in table_keys(self.space).items():
             row: dict[str, float | None] = {"latency_ms": 0.0, "energy_mj": 0.0}
@@ -229,33 +242,74 @@ class Session:
                 row["launch_ms"] = 0.0
             if key is not None:
                 i = keys.index(key)
-                row["latency_ms"] = _rounded(correction.figures_ms[i])
+                row["latency_ms"] = _rounded(correction.figures[i])
                 row["measured_ms"] = _rounded(alone_ms[i])
                 row["spread_ms"] = _rounded(spread_ms[i])
-                energy = energies[i]
-                row["energy_mj"] = None if energy is None else _rounded(energy / copies[i])
+                if energy_mj is not None:
+                    row["energy_mj"] = _rounded(energy_mj[i])
                 if launch_ms is not None:
                     row["launch_ms"] = _rounded(launch_ms[i])
-            elif None in energies:
+            if energy_mj is None:
                 row["energy_mj"] = None
             rows[place] = row
         return header, rows
 
-    def _check(self, header: dict[str, Any], keys: list[str], alone_ms: np.ndarray) -> Correction:
-        """Fit the correction to half of the networks, and score it on the others."""
-        figures = [self._figure(f"run {i}") for i in range(len(self.runs))]
-        measured = np.array([figure.latency_ms for figure in figures])
-        counts = run_features(self.space, self.runs, keys)
-        network = np.arange(len(self.runs)) // 3
+    def _energies(self, header: dict[str, Any], copies: NDArray[np.int64]) -> FloatArray | None:
+        """Return the energy of each kind of block; None if the counter has not told them all."""
+        blocks = [self.journal.energies.get(f"block {key}") for key in self.blocks]
+        runs = [self.journal.energies.get(f"run {i}") for i in self._energy_runs]
+        if None in blocks or None in runs:
+            return None
+        correction = plain(np.array(blocks, dtype=float) / copies)
+        if self.plan.networks:
+            measured_mj = np.array(runs, dtype=float)
+            correction, scored = self._correct(correction.figures, measured_mj, self._energy_runs)
+            header["energy_agreement"] = {
+                "meaning": "as in agreement, of energies: energy_mj is that of the block repeated "
+                "in a row, corrected by networks run one by one, constant_mj that of every piece "
+                "beyond its blocks; idle power of what the counter counts is part of them",
+                "networks": ENERGY_NETWORKS,
+                **scored,
+            }
+            header["energy_correction"] = _about(correction, "mj", ENERGY_NETWORKS)
+        header["constant_mj"] = _rounded(correction.constant)
+        return correction.figures
+
+    def _correct(
+        self, alone: FloatArray, measured: FloatArray, runs: Sequence[int]
+    ) -> tuple[Correction, dict[str, Any]]:
+        """Fit the correction to the runs of half of the networks, and score it on the others.
+
+        Args:
+            alone: Cost of each kind of block alone, `[kinds]`.
+            measured: Cost of the runs, `[runs]`.
+            runs: Which they are.
+        """
+        counts = run_features(self.space, [self.runs[i] for i in runs], list(self.blocks))
+        network, part = np.divmod(runs, 3)
         fitted = network < self.plan.networks
-        whole = np.arange(len(self.runs)) % 3 == 0
-        correction = choose(alone_ms, counts[fitted], measured[fitted], network[fitted].tolist())
-        header["agreement"] = {
+        correction = choose(alone, counts[fitted], measured[fitted], network[fitted].tolist())
+        scored = {}
+        for name, chosen in (("whole", part == 0), ("sides", part > 0)):
+            held_out = ~fitted & chosen
+            scored[name] = {
+                "plain_addition": scores(
+                    measured[held_out], plain(alone).predict(counts[held_out])
+                ),
+                "as_corrected": scores(measured[held_out], correction.predict(counts[held_out])),
+            }
+        return correction, scored
+
+    def _about_runs(self, measured_ms: FloatArray) -> dict[str, Any]:
+        """Return what the header says of the networks that predictions are checked on."""
+        whole = range(0, len(self.runs), 3)
+        held_out_ms = measured_ms[whole][self.plan.networks :]
+        about: dict[str, Any] = {
             "meaning": "predictions against measurements of networks that the correction was not "
             "fitted to: each whole, and both sides of a random cut of each; rounds: how well even "
             "and odd rounds of measuring whole networks agree, the noise in every score here",
             "networks": self.plan.networks,
-            "range_ms": [_rounded(f(measured[~fitted & whole])) for f in (np.min, np.max)],
+            "range_ms": [_rounded(f(held_out_ms)) for f in (np.min, np.max)],
         }
         if self.plan.rounds > 1:
             even_ms, odd_ms = np.array(
@@ -264,24 +318,11 @@ class Session:
                         summarize(half, self._quantile).latency_ms
                         for half in halves(self._bursts(f"run {i}"))
                     ]
-                    for i in whole.nonzero()[0]
+                    for i in whole
                 ]
             ).T
-            header["agreement"]["rounds"] = scores(even_ms, odd_ms)
-        for name, chosen in (("whole", whole), ("sides", ~whole)):
-            held_out = ~fitted & chosen
-            header["agreement"][name] = {
-                "plain_addition": scores(
-                    measured[held_out], plain(alone_ms).predict(counts[held_out])
-                ),
-                "as_corrected": scores(measured[held_out], correction.predict(counts[held_out])),
-            }
-        header["correction"] = {
-            "form": correction.form,
-            **{name: _rounded(value) for name, value in correction.parameters.items()},
-            "fitted_to": f"{self.plan.networks} other networks and both sides of a cut of each",
-        }
-        return correction
+            about["rounds"] = scores(even_ms, odd_ms)
+        return about
 
     def _circumstances(self, alone: list[Figure]) -> dict[str, Any]:
         bursts = [burst for (_, n), burst in self.journal.bursts.items() if n < self.plan.rounds]
@@ -301,6 +342,19 @@ class Session:
                 "largest": round(100 * max(disagreement), 2),
             },
         }
+
+
+def _about(correction: Correction, unit: str, networks: int) -> dict[str, Any]:
+    """Return what the header says of a correction that was fitted to so many networks."""
+    parameters = {
+        f"{name}_{unit}" if name.startswith("constant") else name: _rounded(value)
+        for name, value in correction.parameters.items()
+    }
+    return {
+        "form": correction.form,
+        **parameters,
+        "fitted_to": f"{networks} other networks and both sides of a cut of each",
+    }
 
 
 def _rounded(value: float) -> float:

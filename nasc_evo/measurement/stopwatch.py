@@ -17,7 +17,7 @@ except ImportError:  # Windows cannot tell when a process was interrupted
 WARMUP_RUNS = 3
 WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
-QUANTILES = (0.05, 0.1, 0.25, 0.5)
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
 """Which of the samples of a thing may count; see :func:`steadiest_quantile`."""
 QUANTILE_OF_ONE_ROUND = 0.1
 """Which counts where there is nothing to choose it by."""

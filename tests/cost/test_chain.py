@@ -1,6 +1,6 @@
 """Costs against figures computed by hand, and against a plain loop."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -86,6 +86,18 @@ def test_costs_at_every_cut_by_a_plain_loop(ops):
             energy += 1e-3 * ((100 * 8 + 10) * up_ms + (50 * 16 + 10) * down_ms)
             energy += 1e-3 * 500 * (3.0 + server_ms)
         assert costs.energy_mj[0] == pytest.approx(energy, rel=1e-12)
+
+
+def test_a_piece_pays_the_constants_of_its_machine_once():
+    plain = chain(idle_mw=500.0)
+    device = replace(plain.nodes[0].table, constant_ms=0.5, constant_mj=7.0)
+    nodes = [replace(plain.nodes[0], table=device), plain.nodes[1]]
+    dearer = Chain(SPACE, nodes, plain.links, image_bytes=3072)
+    for cut, pieces in ((0, 0), (1, 1), (10, 1), (24, 1)):
+        batch = designs(RAW, [3] * 22, cut, "11000000", 4)
+        before, after = plain.evaluate(batch), dearer.evaluate(batch)
+        assert after.device_ms[0] - before.device_ms[0] == pytest.approx(0.5 * pieces)
+        assert after.energy_mj[0] - before.energy_mj[0] == pytest.approx(7.0 * pieces)
 
 
 def test_totals_equal_the_sums_of_hw_nas_bench():

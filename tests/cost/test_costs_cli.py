@@ -5,11 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 
+from nasc_evo import costs
 from nasc_evo.cost import CostTable
 from nasc_evo.cost.table import COLUMNS, FORMAT, TABLES
 from nasc_evo.costs import main, shipped_tables
@@ -120,8 +122,18 @@ def test_list_has_every_table_that_ships(capsys):
     assert len(tables) == len(list(TABLES.glob("*.csv")))
     kinds = {(table.name, space.name, table.energy_mj is None) for table, space in tables}
     assert len(lines) == 1 + len(kinds)
-    rows = [line.split()[2:5] for line in lines if line.split()[:2] == ["h100", "fbnet"]]
-    assert rows == [["32", "ms", "mJ"], ["224", "ms", "-"]]
+
+
+def test_list_tells_geometries_with_energies_from_those_without(capsys, monkeypatch):
+    tables = [
+        (replace(table, energy_mj=None) if space.geometry == 224 else table, space)
+        for table, space in shipped_tables()
+        if table.name == "edgegpu"
+    ]
+    monkeypatch.setattr(costs, "shipped_tables", lambda: tables)
+    lines = run(capsys, "list")[1].splitlines()
+    rows = [line.split()[2:5] for line in lines if line.split()[:2] == ["edgegpu", "fbnet"]]
+    assert sorted(rows) == [["224", "ms", "-"], ["32", "ms", "mJ"]]
 
 
 def test_show_prints_what_is_known(capsys):

@@ -68,3 +68,13 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match="must begin with"):
         CostTable.load(tmp_path / "empty.csv", SPACE)
+
+
+@pytest.mark.parametrize("key", ["constant_ms", "constant_mj"])
+@pytest.mark.parametrize("value", ["-1", "yes", ".inf", "[1]"])
+def test_a_constant_that_is_no_cost_is_refused(tmp_path, key, value):
+    lines = TEXT.splitlines()
+    lines.insert(1, f"# {key}: {value}")
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=f"{key} in the header of .* must be a number >= 0, got"):
+        CostTable.load(tmp_path / "mine.csv", SPACE)

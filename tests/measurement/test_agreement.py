@@ -36,16 +36,16 @@ def test_plain_addition_stays_where_it_is_right():
     counts, measured, networks = made_up(ALONE, noise=0.002)
     correction = choose(ALONE, counts, measured, networks.tolist())
     assert correction.form == "plain"
-    assert correction.constant_ms == 0
-    assert np.array_equal(correction.figures_ms, ALONE)
+    assert correction.constant == 0
+    assert np.array_equal(correction.figures, ALONE)
 
 
 def test_constant_and_scale_are_found():
     truth = 0.8 * ALONE + 0.01
     counts, measured, networks = made_up(truth, constant=0.3)
     correction = scaled(ALONE, counts, measured)
-    assert correction.constant_ms == pytest.approx(0.3)
-    assert correction.figures_ms == pytest.approx(truth)
+    assert correction.constant == pytest.approx(0.3)
+    assert correction.figures == pytest.approx(truth)
     chosen = choose(ALONE, counts, measured * 1.0, networks.tolist())
     assert chosen.form == "scaled"
     assert error(chosen, truth, 0.3) < 0.01
@@ -69,7 +69,7 @@ def test_no_figure_is_negative_and_unseen_kinds_keep_their_measured_latency():
     measured = counts @ truth
     correction = free(ALONE, counts, measured, 0.01)
     start = scaled(ALONE, counts, measured)
-    assert (correction.figures_ms >= 0).all()
-    assert correction.constant_ms >= 0
-    assert correction.figures_ms[9] == pytest.approx(start.figures_ms[9])
-    assert correction.figures_ms[5] < 0.1 * ALONE[5]
+    assert (correction.figures >= 0).all()
+    assert correction.constant >= 0
+    assert correction.figures[9] == pytest.approx(start.figures[9])
+    assert correction.figures[5] < 0.1 * ALONE[5]

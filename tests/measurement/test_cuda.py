@@ -61,6 +61,6 @@ def test_a_table_of_the_gpu(tmp_path, launch):
     out = tmp_path / "gpu.csv"
     assert measure(SPACES[1], plan, out, "gpu", True, create_console()) == 0
     table = CostTable.load(out, SPACES[1])
-    assert table.prediction_error is not None
+    assert table.prediction_error() is not None
     assert ("launch" in table.header) == (launch == "eager")
     assert ("launch_ms" in out.read_text().split("position,op,", 1)[1]) == (launch == "eager")

@@ -37,41 +37,61 @@ def test_where_nothing_can_be_read_there_is_no_counter(tmp_path, monkeypatch):
 
 
 class Steps:
-    """A counter of 2 W that moves every 5 ms."""
+    """A counter of 2 W that moves every 5 ms and takes its time to be read."""
 
     name = "made up"
 
+    def __init__(self, reading_seconds=0.0):
+        self.reading_seconds = reading_seconds
+
     def read_mj(self):
+        time.sleep(self.reading_seconds)
         return 2e3 * (time.perf_counter() // 0.005) * 0.005
 
 
-def test_energy_is_power_times_time(monkeypatch):
-    monkeypatch.setattr(energy, "MIN_SECONDS", 0.05)
+class Work:
+    """Runs of so many seconds, with a wait at the end of each row of them."""
 
-    def run():
-        start = time.perf_counter()
-        time.sleep(0.001)
-        return (time.perf_counter() - start) * 1e3
+    def __init__(self, run_seconds, wait_seconds=0.0):
+        self.run_seconds = run_seconds
+        self.wait_seconds = wait_seconds
+        self.runs = 0
 
-    start, runs = time.perf_counter(), 0
-
-    def counted():
-        nonlocal runs
-        runs += 1
-        return run()
-
-    got = energy_of(counted, Steps())
-    a_run = 2e3 * (time.perf_counter() - start) / runs
-    assert got == pytest.approx(a_run, rel=0.3)
+    def __call__(self, n):
+        self.runs += n
+        time.sleep(n * self.run_seconds + self.wait_seconds)
 
 
-def test_a_counter_that_stands_still_gives_nothing(monkeypatch):
-    monkeypatch.setattr(energy, "MAX_SECONDS", 0.02)
+@pytest.mark.parametrize("reading_seconds", [0.0, 0.05])
+def test_energy_is_power_times_time_however_long_a_reading_takes(monkeypatch, reading_seconds):
+    monkeypatch.setattr(energy, "MIN_SECONDS", 0.3)
+    work, start = Work(0.001), time.perf_counter()
+    got = energy_of(work, Steps(reading_seconds))
+    assert got == pytest.approx(2e3 * (time.perf_counter() - start) / work.runs, rel=0.2)
 
-    class Still:
-        name = "still"
 
-        def read_mj(self):
-            return 1.0
+def test_a_wait_at_the_end_hardly_counts(monkeypatch):
+    monkeypatch.setattr(energy, "MIN_SECONDS", 0.1)
+    got = energy_of(Work(1e-5, wait_seconds=5e-4), Steps())
+    assert got == pytest.approx(2e3 * 1e-5, rel=0.4)
 
-    assert energy_of(lambda: 1.0, Still()) is None
+
+class Broken:
+    """A counter that stands still, or that cannot be read any more after some readings."""
+
+    name = "broken"
+
+    def __init__(self, readings):
+        self.readings = readings
+
+    def read_mj(self):
+        self.readings -= 1
+        if self.readings < 0:
+            raise OSError("gone")
+        return 1.0
+
+
+@pytest.mark.parametrize("readings", [10**9, 3, 0])
+def test_a_counter_that_does_not_move_gives_nothing(monkeypatch, readings):
+    monkeypatch.setattr(energy, "MAX_SECONDS", 0.05)
+    assert energy_of(Work(0.001), Broken(readings)) is None

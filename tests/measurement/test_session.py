@@ -11,6 +11,8 @@ from nasc_evo.measurement.stopwatch import Burst
 from nasc_evo.space import NASBench201Space
 
 CONSTANT_MS = 0.05
+CONSTANT_MJ = 2.0
+MJ_A_MS = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,8 @@ def session():
     journal = SimpleNamespace(bursts={}, energies={})
     backend = SimpleNamespace(describe=lambda: {"backend": "none"})
     plan = Plan(rounds=3, networks=20)
-    session = Session(NASBench201Space(32, 10), plan, backend, journal, counter=None)
+    counter = SimpleNamespace(name="made up")
+    session = Session(NASBench201Space(32, 10), plan, backend, journal, counter)
     block_ms = dict(zip(session.blocks, rng.uniform(0.1, 0.5, len(session.blocks)), strict=True))
     counts = run_features(session.space, session.runs, list(session.blocks))
     run_ms = CONSTANT_MS + counts @ np.array(list(block_ms.values()))
@@ -29,6 +32,11 @@ def session():
         **{f"run {i}": ms for i, ms in enumerate(run_ms)},
     }
     for item, number in session.steps():
+        if number is None:  # alone a block takes half as much again
+            constant, share = (CONSTANT_MJ, 1) if item.startswith("run") else (0, 1.5)
+            own_ms = true_ms[item] - CONSTANT_MS * item.startswith("run")
+            journal.energies[item] = constant + share * MJ_A_MS * own_ms * rng.uniform(0.98, 1.02)
+            continue
         added = rng.choice([0.0, 0.3, 0.6]) * rng.random(40)
         samples_ms = true_ms[item] * (1 + 0.002 * rng.random(40) + added)
         journal.bursts[item, number] = Burst(tuple(samples_ms), 0)
@@ -38,7 +46,7 @@ def session():
 
 def test_a_busy_machine_is_seen_through(session):
     header, rows = session.table()
-    assert header["measurement"]["quantile"] == 0.05
+    assert header["measurement"]["quantile"] == 0.01
     assert header["agreement"]["rounds"]["kendall_tau"] > 0.8
     whole = header["agreement"]["whole"]["as_corrected"]
     assert whole["mape_percent"] < 2
@@ -53,3 +61,23 @@ def test_rounds_beyond_the_plan_do_not_count(session):
     item = next(iter(session.blocks))
     session.journal.bursts[f"block {item}", 3] = Burst((1e-3,) * 40, 0)
     assert session.table()[1] == rows
+
+
+def test_energies_are_corrected_by_whole_networks(session):
+    header, rows = session.table()
+    agreement = header["energy_agreement"]
+    assert agreement["networks"] == 20
+    assert agreement["whole"]["plain_addition"]["mape_percent"] > 30
+    assert agreement["whole"]["as_corrected"]["mape_percent"] < 3
+    assert header["constant_mj"] == pytest.approx(CONSTANT_MJ, abs=1)
+    got = sorted({row["energy_mj"] for row in rows.values()} - {0.0})
+    true_mj = sorted(MJ_A_MS * ms for ms in session.true_ms.values())
+    assert got == pytest.approx(true_mj, rel=0.08)
+
+
+@pytest.mark.parametrize("item", ["block stem", "run 0"])
+def test_there_are_energies_for_all_or_none(session, monkeypatch, item):
+    monkeypatch.setitem(session.journal.energies, item, None)
+    header, rows = session.table()
+    assert {row["energy_mj"] for row in rows.values()} == {None}
+    assert "energy_agreement" not in header
