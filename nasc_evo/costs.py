@@ -131,13 +131,14 @@ def check(options: argparse.Namespace) -> None:
         f"{space.geometry}x{space.geometry}, {energy}; a network of average operations takes "
         f"{average_network(table.latency_ms):.3g} ms."
     )
-    error = table.prediction_error()
-    if error is not None:
-        mape, tau = error
-        print(
-            f"Its predictions of measured whole networks are off by {mape:g} % in the mean; "
-            f"Kendall's tau is {tau:g}."
-        )
+    for metric in ("latency_ms", "energy_mj"):
+        error = table.prediction_error(metric)
+        if error is not None:
+            mape, tau = error
+            print(
+                f"Its predictions of {metric} of measured whole networks are off by {mape:g} % in "
+                f"the mean; Kendall's tau is {tau:g}."
+            )
     for sentence in implausible(table, space):
         print(f"Warning: {sentence}")
 

@@ -255,8 +255,8 @@ def summary(header: Mapping[str, Any], session: Any, table: str, energy: bool) -
         )
     if session.counter is None and energy:
         sentences.append("No energy: there is no counter that can be read here.")
-    elif session.counter is not None and None in session.journal.energies.values():
-        sentences.append(f"No energy: the counter ({session.counter.name}) does not move.")
+    elif session.counter is not None and "constant_mj" not in header:
+        sentences.append(f"No energy: the counter ({session.counter.name}) does not tell it.")
     sentences.append(
         f"Use it: python -m nasc_evo.run problem={session.space.name} device=table "
         f"device.path={table} (or server=table server.path={table})"

@@ -279,13 +279,17 @@ class Chain:
         """Say what stands behind measured tables, servers that are shared and rates that vary."""
         notes = []
         for table in {id(node.table): node.table for node in self.nodes}.values():
-            error = table.prediction_error()
-            if error is not None:
-                mape, tau = error
-                notes.append(
-                    f"Latencies of {table.name} are sums of measured blocks, off by {mape:g} % in "
-                    f"the mean for measured whole networks (Kendall's tau {tau:g})."
-                )
+            metrics = {"latency_ms": "Latencies"}
+            if table is self.nodes[0].table and not self.missing_for_energy():
+                metrics["energy_mj"] = "Energies"
+            for metric, what in metrics.items():
+                error = table.prediction_error(metric)
+                if error is not None:
+                    mape, tau = error
+                    notes.append(
+                        f"{what} of {table.name} are sums of measured blocks, off by {mape:g} % in "
+                        f"the mean for measured whole networks (Kendall's tau {tau:g})."
+                    )
         for node in self.nodes:
             if node.queue is None:
                 continue

@@ -19,6 +19,7 @@ OTHER_UNITS = {
 }
 MAX_MAPE_PERCENT = 5.0
 MIN_TAU = 0.9
+MAX_ENERGY_MAPE_PERCENT = 15.0
 SKIPS = ("skip", "skip_connect")
 NOTHING = "none"
 """The operation that may be faster than a skip."""
@@ -60,14 +61,18 @@ def implausible(table: CostTable, space: ArchitectureSpace) -> list[str]:
 
 def _bad_prediction(table: CostTable) -> Iterator[str]:
     error = table.prediction_error()
-    if error is None:
-        return
-    mape, tau = error
-    if mape > MAX_MAPE_PERCENT or tau < MIN_TAU:
+    if error is not None and (error[0] > MAX_MAPE_PERCENT or error[1] < MIN_TAU):
         yield (
-            f"measured whole networks are predicted with an error of {mape:g} % and Kendall's tau "
-            f"{tau:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet machine: delete "
-            "the table and measure it with more rounds, to which earlier ones count."
+            f"measured whole networks are predicted with an error of {error[0]:g} % and Kendall's "
+            f"tau {error[1]:g}; {MAX_MAPE_PERCENT:g} % and {MIN_TAU:g} are usual on a quiet "
+            "machine: delete the table and measure it with more rounds, to which earlier ones "
+            "count."
+        )
+    error = table.prediction_error("energy_mj")
+    if error is not None and error[0] > MAX_ENERGY_MAPE_PERCENT:
+        yield (
+            f"energies of measured whole networks are predicted with an error of {error[0]:g} %; "
+            f"up to {MAX_ENERGY_MAPE_PERCENT:g} % is usual."
         )
 
 

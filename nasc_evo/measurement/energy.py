@@ -16,7 +16,8 @@ import numpy as np
 from scipy.stats import theilslopes
 
 RAPL = Path("/sys/class/powercap")
-SECONDS_A_READING = 0.001
+SECONDS_A_READING = 0.005
+WARMUP_SECONDS = 0.1
 SECONDS_A_LOOK = 0.005
 """Work in a row; waiting for its end hardly counts."""
 MIN_SECONDS = 0.5
@@ -109,7 +110,7 @@ def find_counter(processor: str) -> Counter | None:
 
 
 def energy_of(repeat: Callable[[int], None], counter: Counter) -> float | None:
-    """Return the millijoules of one run, None if the counter stands still.
+    """Return the millijoules of one run, None if the counter does not tell.
 
     Counters move in steps, of which each comes a little early or late, and reading one may take
     milliseconds: another thread watches it while the work goes on. The figure is the median slope
@@ -120,12 +121,14 @@ def energy_of(repeat: Callable[[int], None], counter: Counter) -> float | None:
         counter: Of the device that works.
     """
     runs_a_look = 1
-    while _seconds(repeat, runs_a_look) < SECONDS_A_LOOK:
-        runs_a_look *= 2
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARMUP_SECONDS:
+        if _seconds(repeat, runs_a_look) < SECONDS_A_LOOK:
+            runs_a_look *= 2
     watch = _Watch(counter)
-    watch.start()
     runs, passed, start = [0], [0.0], time.perf_counter()
     try:
+        watch.start()
         while passed[-1] < MAX_SECONDS:
             repeat(runs_a_look)
             runs.append(runs[-1] + runs_a_look)
@@ -138,7 +141,8 @@ def energy_of(repeat: Callable[[int], None], counter: Counter) -> float | None:
     if len(steps) < 2:
         return None
     at, energy_mj = np.transpose(steps)
-    return float(theilslopes(energy_mj, np.interp(at, passed, runs)).slope)
+    slope = float(theilslopes(energy_mj, np.interp(at, passed, runs)).slope)
+    return slope if 0 < slope < np.inf else None
 
 
 def _seconds(repeat: Callable[[int], None], runs: int) -> float:
@@ -173,4 +177,5 @@ class _Watch(threading.Thread):
     def stop(self) -> None:
         """End watching."""
         self._over.set()
-        self.join()
+        if self.is_alive():
+            self.join()

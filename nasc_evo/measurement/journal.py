@@ -29,7 +29,7 @@ class SampleJournal:
 
     Attributes:
         bursts: By item and round.
-        energies: By item; None where the counter gave none.
+        energies: By item.
 
     Raises:
         UserError: If the file is in use, damaged, or of another measurement.
@@ -38,7 +38,7 @@ class SampleJournal:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.bursts: dict[tuple[str, int], Burst] = {}
-        self.energies: dict[str, float | None] = {}
+        self.energies: dict[str, float] = {}
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
         try:
             self._lock.acquire()
@@ -96,8 +96,7 @@ class SampleJournal:
         if not isinstance(item, str):
             raise ValueError("item is no text")
         if "energy_mj" in record:
-            energy = record["energy_mj"]
-            self.energies[item] = None if energy is None else _positive(energy)
+            self.energies[item] = _positive(record["energy_mj"])
             return
         samples, left_out, number = record["samples_ms"], record["left_out"], record["round"]
         whole = all(type(value) is int and value >= 0 for value in (left_out, number))
@@ -113,7 +112,7 @@ class SampleJournal:
             {"item": item, "round": number, "samples_ms": samples, "left_out": burst.left_out}
         )
 
-    def add_energy(self, item: str, energy_mj: float | None) -> None:
+    def add_energy(self, item: str, energy_mj: float) -> None:
         """Write an energy."""
         self.energies[item] = energy_mj
         self._write({"item": item, "energy_mj": energy_mj})

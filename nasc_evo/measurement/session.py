@@ -190,7 +190,10 @@ class Session:
             prepared = self._items[item]()
             if number is None:
                 assert self.counter is not None
-                self.journal.add_energy(item, energy_of(prepared.repeat, self.counter))
+                energy_mj = energy_of(prepared.repeat, self.counter)
+                if energy_mj is None:
+                    break  # nor will it tell the others
+                self.journal.add_energy(item, energy_mj)
             else:
                 self.journal.add_burst(item, number, stopwatch.burst(prepared.timed))
             done += 1
@@ -255,7 +258,9 @@ class Session:
         return header, rows
 
     def _energies(self, header: dict[str, Any], copies: NDArray[np.int64]) -> FloatArray | None:
-        """Return the energy of each kind of block; None if the counter has not told them all."""
+        """Return the energy of each kind of block; None if they are not wanted or not all known."""
+        if self.counter is None:
+            return None
         blocks = [self.journal.energies.get(f"block {key}") for key in self.blocks]
         runs = [self.journal.energies.get(f"run {i}") for i in self._energy_runs]
         if None in blocks or None in runs:

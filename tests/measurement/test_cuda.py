@@ -9,6 +9,7 @@ import torch
 from nasc_evo.cost import CostTable
 from nasc_evo.measure import measure
 from nasc_evo.measurement.backends import captured, create_backend
+from nasc_evo.measurement.energy import find_counter
 from nasc_evo.measurement.pieces import block_pieces, random_runs
 from nasc_evo.measurement.session import Plan
 from nasc_evo.report.display import create_console
@@ -49,7 +50,7 @@ def test_graphs_save_launches():
         eager = backend.prepare(piece, graph=False, whole=is_whole)
         graph = backend.prepare(piece, graph=True, whole=is_whole)
         eager_ms, graph_ms = (
-            np.median([timed() for _ in range(50)][20:]) for timed in (eager, graph)
+            np.median([prepared.timed() for _ in range(50)][20:]) for prepared in (eager, graph)
         )
         assert 0 < graph_ms < eager_ms
 
@@ -62,5 +63,9 @@ def test_a_table_of_the_gpu(tmp_path, launch):
     assert measure(SPACES[1], plan, out, "gpu", True, create_console()) == 0
     table = CostTable.load(out, SPACES[1])
     assert table.prediction_error() is not None
+    if find_counter("cuda") is not None:
+        assert table.prediction_error("energy_mj")[0] < 50
+        skip, conv_3x3 = table.energy_mj[1, [1, 3]]
+        assert 0 <= skip < conv_3x3
     assert ("launch" in table.header) == (launch == "eager")
     assert ("launch_ms" in out.read_text().split("position,op,", 1)[1]) == (launch == "eager")

@@ -16,7 +16,7 @@ def write(path, identity=IDENTITY):
     journal = SampleJournal(path, identity)
     journal.add_burst("block stem", 0, Burst((0.1, 0.1234567891), 2))
     journal.add_burst("run 3", 1, Burst((5.0,), 0))
-    journal.add_energy("block stem", None)
+    journal.add_energy("block stem", 0.5)
     journal.add_energy("block head", 1.5)
     journal.close()
     return journal
@@ -28,7 +28,7 @@ def test_round_trip(tmp_path):
     again.close()
     assert again.bursts == first.bursts
     assert again.bursts["block stem", 0] == Burst((0.1, 0.123457), 2)
-    assert again.energies == {"block stem": None, "block head": 1.5}
+    assert again.energies == {"block stem": 0.5, "block head": 1.5}
 
 
 def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path):
