@@ -94,7 +94,8 @@ class Fit:
 
 def without_dead(ops: NDArray, pruned: tuple[str, ...]) -> NDArray:
     """Return architectures in which dead operations of the kinds `pruned` are `none`."""
-    return SPACE.position_codes(ops, pruned)[:, SPACE.block_start[1] : SPACE.block_start[2]]
+    first = SPACE.block_start[1]
+    return SPACE.position_codes(ops, pruned)[:, first : first + len(EDGES)]
 
 
 def fit_edges(codes: NDArray, y: FloatArray) -> Fit:
@@ -217,7 +218,7 @@ def table_rows(columns: list[tuple[FloatArray, FloatArray]]) -> list[str]:
     rows = []
     seen: dict[str, int] = {}
     for position in SPACE.positions:
-        if position.name in seen:
+        if position.name in seen or position.optional:
             continue
         seen[position.name] = 1
         for op, op_name in enumerate(position.ops):

@@ -23,6 +23,8 @@ MAX_ENERGY_MAPE_PERCENT = 15.0
 SKIPS = ("skip", "skip_connect")
 NOTHING = "none"
 """The operation that may be faster than a skip."""
+POOLING = "avg_pool_3x3"
+"""The operation that has most of its cost in a row `pools` where a table has one."""
 
 
 def figures_of(table: CostTable) -> dict[str, NDArray[np.float64]]:
@@ -104,12 +106,14 @@ def _faster_than_skip(
     for block, shape in enumerate(space.cut_shapes[:-1]):
         if shape != space.cut_shapes[block + 1]:
             continue  # a skip here is no identity and takes time of its own
-        for i in range(space.block_start[block], space.block_start[block + 1]):
+        rows = range(space.block_start[block], space.block_start[block + 1])
+        pooled = sum(figures[i, 1] for i in rows if space.positions[i].name.endswith("_pools"))
+        for i in rows:
             position = space.positions[i]
             for skip in set(position.ops) & set(SKIPS):
                 least = figures[i, position.ops.index(skip)]
                 for op, figure in zip(position.ops, figures[i], strict=False):
-                    if op != NOTHING and figure < least:
+                    if op != NOTHING and figure + pooled * (op == POOLING) < least:
                         found[f"{position.name} {op}"] = f"{figure:g} against {least:g}"
     if found:
         first = next(iter(found))
@@ -125,7 +129,7 @@ def _all_equal(
     names = dict.fromkeys(
         position.name
         for position, row in zip(space.positions, figures, strict=True)
-        if len(position.ops) > 1 and np.ptp(row[: len(position.ops)]) == 0
+        if len(position.ops) > 1 and not position.optional and np.ptp(row[: len(position.ops)]) == 0
     )
     if names:
         yield (

@@ -309,7 +309,7 @@ def _read_rows(
             places.setdefault((position.name, op), []).append((i, j))
     shape = (len(space.positions), max(len(position.ops) for position in space.positions))
     latency, energy = np.full(shape, np.nan), np.full(shape, np.nan)
-    seen = set()
+    seen: set[tuple[str, str]] = set()
     for row in reader:
         where = f"position '{row['position']}', op '{row['op']}' of the cost table {path}"
         key = (row["position"], row["op"])
@@ -329,6 +329,12 @@ def _read_rows(
             energy[at] = _figure(row["energy_mj"], "energy_mj", where)
         for column in extra:
             _figure(row[column], column, where)
+    has_energy = not np.isnan(energy).all()
+    optional = {(p.name, op) for p in space.positions if p.optional for op in p.ops}
+    if not optional & seen:
+        for at in [at for key in optional for at in places.pop(key)]:
+            latency[at] = 0
+            energy[at] = 0 if has_energy else math.nan
     absent = [f"{name} {op}" for name, op in places if (name, op) not in seen]
     if absent:
         raise UserError(

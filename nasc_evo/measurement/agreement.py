@@ -1,13 +1,16 @@
 """How well sums of block costs predict whole networks, and the correction that makes them agree.
 
 Costs are latencies or energies. The prediction of a run of blocks is `constant + sum of figures`.
-Corrections, from plain to free:
+Kinds are the blocks that were measured alone, and what networks compute beside them, which the
+figures of blocks contain in part and only the freest form tells apart. Corrections, from plain to
+free:
 
 - *plain*: no constant, each figure is the cost of the block measured alone;
 - *scaled*: a constant a run, and `scale x cost + constant a block` for every block, by least
   squares;
 - *blocks*: beyond that every kind of block has a deviation of its own, by ridge regression, so that
-  a kind that the networks say little about stays near its measured cost.
+  a kind that the networks say little about stays near its measured cost; what is computed beside
+  blocks stays near nothing.
 
 All errors are relative. Runs are whole networks and both sides of a cut: a constant is what a
 machine pays once for every piece that it runs, however short the piece is.
@@ -23,6 +26,7 @@ from scipy.optimize import lsq_linear
 from scipy.stats import kendalltau
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 FOLDS = 5
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -68,54 +72,75 @@ def scores(measured: FloatArray, predicted: FloatArray) -> dict[str, float]:
     }
 
 
-def plain(alone: FloatArray) -> Correction:
-    """Return plain addition of the costs of blocks alone, `[kinds]`."""
-    return Correction("plain", 0.0, alone, {})
+def plain(alone: FloatArray, beside: BoolArray) -> Correction:
+    """Return plain addition of the costs of blocks alone.
+
+    Args:
+        alone: Cost of each kind alone, `[kinds]`.
+        beside: Which kinds are computed beside blocks, `[kinds]`.
+    """
+    return Correction("plain", 0.0, np.where(beside, 0, alone), {})
 
 
-def scaled(alone: FloatArray, counts: FloatArray, measured: FloatArray) -> Correction:
+def scaled(
+    alone: FloatArray, beside: BoolArray, counts: FloatArray, measured: FloatArray
+) -> Correction:
     """Fit constant, scale and constant a block; none is negative."""
-    columns = np.column_stack([np.ones(len(counts)), counts @ alone, counts.sum(axis=1)])
+    blocks = counts[:, ~beside]
+    columns = np.column_stack([np.ones(len(counts)), blocks @ alone[~beside], blocks.sum(axis=1)])
     relative = columns / measured[:, None]
     constant, scale, a_block = lsq_linear(relative, np.ones(len(counts)), (0, np.inf), "bvls").x
     parameters = {"constant": constant, "scale": scale, "constant_a_block": a_block}
-    return Correction("scaled", float(constant), scale * alone + a_block, parameters)
+    figures = np.where(beside, 0, scale * alone + a_block)
+    return Correction("scaled", float(constant), figures, parameters)
 
 
-def free(alone: FloatArray, counts: FloatArray, measured: FloatArray, penalty: float) -> Correction:
+def free(
+    alone: FloatArray,
+    beside: BoolArray,
+    counts: FloatArray,
+    measured: FloatArray,
+    penalty: float,
+) -> Correction:
     """Fit a deviation of every kind of block from :func:`scaled`; no figure is negative."""
-    start = scaled(alone, counts, measured)
+    start = scaled(alone, beside, counts, measured)
     kinds = len(alone)
-    columns = np.column_stack([np.ones(len(counts)), counts * start.figures])
+    units = np.where(beside, alone, start.figures)
+    columns = np.column_stack([np.ones(len(counts)), counts * units])
     missing = 1 - counts @ start.figures / measured
     pull = np.column_stack([np.zeros(kinds), np.sqrt(penalty) * np.eye(kinds)])
-    lower = np.concatenate([[0.0], np.full(kinds, -1.0)])
+    lower = np.concatenate([[0.0], np.where(beside, 0.0, -1.0)])
     constant, *deviations = lsq_linear(
         np.vstack([columns / measured[:, None], pull]),
         np.concatenate([missing, np.zeros(kinds)]),
         (lower, np.inf),
         "bvls",
     ).x
-    figures = start.figures * (1 + np.array(deviations))
+    figures = start.figures + units * np.array(deviations)
     parameters = {**start.parameters, "constant": constant, "penalty": penalty}
     return Correction("blocks", float(constant), figures, parameters)
 
 
 def choose(
-    alone: FloatArray, counts: FloatArray, measured: FloatArray, networks: Sequence[int]
+    alone: FloatArray,
+    beside: BoolArray,
+    counts: FloatArray,
+    measured: FloatArray,
+    networks: Sequence[int],
 ) -> Correction:
     """Return the correction with the smallest cross-validated error, the simpler if near.
 
     Args:
-        alone: Cost of each kind of block alone, `[kinds]`.
+        alone: Cost of each kind alone, `[kinds]`.
+        beside: Which kinds are computed beside blocks, `[kinds]`.
         counts: How often each kind is in each run, `[runs, kinds]`.
         measured: Cost of each run, `[runs]`.
         networks: Which network each run is of; the runs of one are left out together.
     """
     fits: list[Callable[[FloatArray, FloatArray], Correction]] = [
-        lambda counts, measured: plain(alone),
-        partial(scaled, alone),
-        *(partial(free, alone, penalty=penalty) for penalty in PENALTIES),
+        lambda counts, measured: plain(alone, beside),
+        partial(scaled, alone, beside),
+        *(partial(free, alone, beside, penalty=penalty) for penalty in PENALTIES),
     ]
     folds = np.asarray(networks) % FOLDS
     errors = []

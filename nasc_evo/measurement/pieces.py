@@ -17,7 +17,16 @@ from torch import Tensor
 from nasc_evo.space.architecture import ArchitectureSpace, IntArray
 from nasc_evo.space.fbnet import SKIP as IDENTITY
 from nasc_evo.space.fbnet import FBNetSpace
-from nasc_evo.space.nasbench201 import CONV_1X1, CONV_3X3, NONE, POOL, NASBench201Space, dead_edges
+from nasc_evo.space.nasbench201 import (
+    CONV_1X1,
+    CONV_3X3,
+    NONE,
+    OPS,
+    POOL,
+    SKIP,
+    NASBench201Space,
+    dead_edges,
+)
 from nasc_evo.supernet.blocks import (
     NORM_EPS,
     Block,
@@ -119,30 +128,48 @@ class Deployed:
         return run
 
 
-def table_keys(space: ArchitectureSpace) -> dict[tuple[str, str], str | None]:
+def table_keys(space: ArchitectureSpace) -> dict[tuple[str, str], tuple[str, int] | None]:
     """Return what each row of a cost table takes its figure from, by position and operation.
 
-    Rows of one key are one and the same block at several places; None is an operation that does
-    nothing.
+    That is a key and how many times its figure the row has. Rows of one key are one and the same
+    block at several places, or what is computed beside blocks (:func:`beside_keys`); None is an
+    operation that does nothing.
     """
     if isinstance(space, FBNetSpace):
-        keys: dict[tuple[str, str], str | None] = {}
+        keys: dict[tuple[str, str], tuple[str, int] | None] = {}
         for position in space.positions:
             for op in position.ops:
-                keys[position.name, op] = position.name
+                keys[position.name, op] = position.name, 1
         for i, g in enumerate(space.layers):
             for op in space.positions[i + 1].ops:
                 nothing = op == "skip" and g.identity
                 shape = f"{g.channels_in}x{g.size_in}-{g.channels_out}x{g.size_out}"
-                keys[f"layer_{i + 1}", op] = None if nothing else f"{op} {shape}"
+                keys[f"layer_{i + 1}", op] = None if nothing else (f"{op} {shape}", 1)
         return keys
     keys = {}
     for position in space.positions:
-        stage = position.name.partition("_edge_")[0]
+        stage, edge, _ = position.name.partition("_edge_")
         for code, op in enumerate(position.ops):
-            key = f"{op} {stage}" if len(position.ops) > 1 else position.name
-            keys[position.name, op] = None if len(position.ops) > 1 and code == NONE else key
+            if position.optional:
+                keys[position.name, op] = (position.name, code) if code else None
+            elif edge:
+                keys[position.name, op] = None if code == NONE else (f"{op} {stage}", 1)
+            else:
+                keys[position.name, op] = position.name, 1
     return keys
+
+
+def beside_keys(space: ArchitectureSpace) -> dict[str, str]:
+    """Return what is computed beside blocks, and the block whose cost is of its size.
+
+    None of it is measured alone: blocks contain it in part, whole networks tell the rest. A skip is
+    half of two that end in one node, that is half of an addition.
+    """
+    if not isinstance(space, NASBench201Space):
+        return {}
+    like = {"relus": OPS[SKIP], "adds": OPS[SKIP], "pools": OPS[POOL]}
+    names = [position.name for position in dict.fromkeys(space.positions) if position.optional]
+    return {name: f"{like[name.rpartition('_')[2]]} {name.rpartition('_')[0]}" for name in names}
 
 
 def block_pieces(space: ArchitectureSpace, supernet: Supernet) -> dict[str, Piece]:
@@ -169,9 +196,9 @@ def _fbnet_pieces(space: FBNetSpace, supernet: FBNetSupernet) -> dict[str, Piece
     for i, g in enumerate(space.layers):
         for op in space.positions[i + 1].ops:
             key = keys[f"layer_{i + 1}", op]
-            if key is not None and key not in pieces:
+            if key is not None and key[0] not in pieces:
                 block = supernet.layers[i].block(op)  # type: ignore[operator]
-                pieces[key] = Piece([block], (g.channels_in, g.size_in, g.size_in))
+                pieces[key[0]] = Piece([block], (g.channels_in, g.size_in, g.size_in))
     names = (position.name for position in space.positions[-3:])
     pieces.update(zip(names, _head_pieces(head, space.cut_shapes[-1]), strict=True))
     return pieces
@@ -192,10 +219,10 @@ def _nasbench201_pieces(space: NASBench201Space, supernet: NASBench201Supernet) 
         position = space.positions[space.block_start[block]]
         for code, op in enumerate(position.ops):
             key = keys[position.name, op]
-            if key is not None and key not in pieces:
+            if key is not None and key[0] not in pieces:
                 weights = supernet.middle[block - 1]
                 edges = tuple(_edge(weights[e], code) for e in range(2))  # type: ignore[index]
-                pieces[key] = Piece([CellBlock(edges, 2, mean=False)], shape, copies=2)
+                pieces[key[0]] = Piece([CellBlock(edges, 2, mean=False)], shape, copies=2)
     return pieces
 
 
@@ -263,5 +290,5 @@ def run_features(
             position = space.positions[i]
             key = by_row[position.name, position.ops[codes[row, i]]]
             if key is not None:
-                counts[row, column[key]] += 1
+                counts[row, column[key[0]]] += key[1]
     return counts

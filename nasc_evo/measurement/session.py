@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from nasc_evo import __version__
 from nasc_evo.cost.table import Row
 from nasc_evo.errors import UserError
-from nasc_evo.measurement.agreement import Correction, FloatArray, choose, plain, scores
+from nasc_evo.measurement.agreement import BoolArray, Correction, FloatArray, choose, plain, scores
 from nasc_evo.measurement.backends import Backend, Prepared
 from nasc_evo.measurement.energy import Counter, energy_of
 from nasc_evo.measurement.journal import SampleJournal
 from nasc_evo.measurement.pieces import (
     Piece,
     Run,
+    beside_keys,
     block_pieces,
     random_runs,
     run_features,
@@ -119,6 +120,7 @@ class Session:
         supernet = build_supernet(space, torch.Generator().manual_seed(plan.seed))
         self.supernet = supernet.requires_grad_(False).to(plan.processor)
         self.blocks = block_pieces(space, self.supernet)
+        self._like = beside_keys(space)
         rng = np.random.default_rng(plan.seed)
         self.runs = random_runs(space, 2 * plan.networks, rng)
 
@@ -212,17 +214,16 @@ class Session:
 
     def table(self) -> tuple[dict[str, Any], dict[tuple[str, str], Row]]:
         """Return what is known beyond name and machine, for the header, and the rows."""
-        keys = list(self.blocks)
         copies = np.array([piece.copies for piece in self.blocks.values()])
-        alone = [self._figure(f"block {key}") for key in keys]
+        alone = [self._figure(f"block {key}") for key in self.blocks]
         alone_ms = np.array([figure.latency_ms for figure in alone]) / copies
         spread_ms = np.array([figure.spread_ms for figure in alone]) / copies
         launch_ms = None
         if self._separates_launches:
-            graphs = np.array([self._figure(f"graph {key}").latency_ms for key in keys])
+            graphs = np.array([self._figure(f"graph {key}").latency_ms for key in self.blocks])
             launch_ms = np.maximum(alone_ms - graphs / copies, 0)
         header: dict[str, Any] = {"measurement": self._circumstances(alone)}
-        correction = plain(alone_ms)
+        correction = plain(self._with_beside(alone_ms), self._beside)
         if self.plan.networks:
             figures = [self._figure(f"run {i}") for i in range(len(self.runs))]
             measured_ms = np.array([figure.latency_ms for figure in figures])
@@ -237,25 +238,35 @@ class Session:
                 "same block as a CUDA graph; measured_ms contains it, graphs save it",
             }
         energy_mj = self._energies(header, copies)
+        columns = {"latency_ms": correction.figures, "energy_mj": energy_mj}
+        none = np.zeros(len(self._like))  # nothing beside blocks is measured alone
+        columns |= {"measured_ms": np.concatenate([alone_ms, none])}
+        columns |= {"spread_ms": np.concatenate([spread_ms, none])}
+        if launch_ms is not None:
+            columns["launch_ms"] = np.concatenate([launch_ms, none])
         rows: dict[tuple[str, str], Row] = {}
         for place, key in table_keys(self.space).items():
-            row: dict[str, float | None] = {"latency_ms": 0.0, "energy_mj": 0.0}
-            row |= {"measured_ms": 0.0, "spread_ms": 0.0}
-            if launch_ms is not None:
-                row["launch_ms"] = 0.0
-            if key is not None:
-                i = keys.index(key)
-                row["latency_ms"] = _rounded(correction.figures[i])
-                row["measured_ms"] = _rounded(alone_ms[i])
-                row["spread_ms"] = _rounded(spread_ms[i])
-                if energy_mj is not None:
-                    row["energy_mj"] = _rounded(energy_mj[i])
-                if launch_ms is not None:
-                    row["launch_ms"] = _rounded(launch_ms[i])
-            if energy_mj is None:
-                row["energy_mj"] = None
-            rows[place] = row
+            name, times = key or ("", 0)
+            i = self._kinds.index(name) if key else 0
+            rows[place] = {
+                column: None if figures is None else _rounded(times * figures[i])
+                for column, figures in columns.items()
+            }
         return header, rows
+
+    @property
+    def _kinds(self) -> list[str]:
+        """What figures are of: blocks, then what is computed beside them."""
+        return [*self.blocks, *self._like]
+
+    @property
+    def _beside(self) -> BoolArray:
+        return np.array([kind in self._like for kind in self._kinds])
+
+    def _with_beside(self, alone: FloatArray) -> FloatArray:
+        """Return costs of blocks alone, followed by those that stand for what is beside them."""
+        blocks = list(self.blocks)
+        return np.concatenate([alone, [alone[blocks.index(key)] for key in self._like.values()]])
 
     def _energies(self, header: dict[str, Any], copies: NDArray[np.int64]) -> FloatArray | None:
         """Return the energy of each kind of block; None if they are not wanted or not all known."""
@@ -265,10 +276,11 @@ class Session:
         runs = [self.journal.energies.get(f"run {i}") for i in self._energy_runs]
         if None in blocks or None in runs:
             return None
-        correction = plain(np.array(blocks, dtype=float) / copies)
+        alone_mj = np.array(blocks, dtype=float) / copies
+        correction = plain(self._with_beside(alone_mj), self._beside)
         if self.plan.networks:
             measured_mj = np.array(runs, dtype=float)
-            correction, scored = self._correct(correction.figures, measured_mj, self._energy_runs)
+            correction, scored = self._correct(alone_mj, measured_mj, self._energy_runs)
             header["energy_agreement"] = {
                 "meaning": "as in agreement, of energies: energy_mj is that of the block repeated "
                 "in a row, corrected by networks run one by one, constant_mj that of every piece "
@@ -286,20 +298,23 @@ class Session:
         """Fit the correction to the runs of half of the networks, and score it on the others.
 
         Args:
-            alone: Cost of each kind of block alone, `[kinds]`.
+            alone: Cost of each kind of block alone, `[blocks]`.
             measured: Cost of the runs, `[runs]`.
             runs: Which they are.
         """
-        counts = run_features(self.space, [self.runs[i] for i in runs], list(self.blocks))
+        alone, beside = self._with_beside(alone), self._beside
+        counts = run_features(self.space, [self.runs[i] for i in runs], self._kinds)
         network, part = np.divmod(runs, 3)
         fitted = network < self.plan.networks
-        correction = choose(alone, counts[fitted], measured[fitted], network[fitted].tolist())
+        correction = choose(
+            alone, beside, counts[fitted], measured[fitted], network[fitted].tolist()
+        )
         scored = {}
         for name, chosen in (("whole", part == 0), ("sides", part > 0)):
             held_out = ~fitted & chosen
             scored[name] = {
                 "plain_addition": scores(
-                    measured[held_out], plain(alone).predict(counts[held_out])
+                    measured[held_out], plain(alone, beside).predict(counts[held_out])
                 ),
                 "as_corrected": scores(measured[held_out], correction.predict(counts[held_out])),
             }
@@ -386,6 +401,11 @@ def describe_table(
         quirks.append(
             "An edge counts as half of two equal edges that end in one node, so that it has its "
             "share in the additions; edges without effect are removed before."
+        )
+        quirks.append(
+            "relus, adds and pools: so many ReLUs, additions and poolings of a cell are left where "
+            "convolutions take up what they can and nothing is computed twice; known from whole "
+            "networks only, beyond what edges contain."
         )
     header: dict[str, Any] = {
         "name": name,

@@ -16,10 +16,17 @@ REFERENCE_CLASSES = {32: 100, 224: 1000}
 
 
 class Position(NamedTuple):
-    """One row group of a cost table: a place in the network and what may stand there."""
+    """One row group of a cost table: a place in the network and what may stand there.
+
+    Attributes:
+        name: Its name.
+        ops: What may stand there.
+        optional: Whether a table may lack its rows, which cost nothing then.
+    """
 
     name: str
     ops: tuple[str, ...]
+    optional: bool = False
 
 
 class ArchitectureSpace(ABC):

@@ -22,6 +22,9 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
 """Edges of the four ways from the input of a cell to its output."""
 N_NODES = 4
+BESIDE = ("relus", "adds", "pools")
+"""What a cell computes beside its operations, see :func:`beside`; each 0 to 3 times."""
+BESIDE_COUNTS = ("0", "1", "2", "3")
 STAGE_CHANNELS = (16, 32, 64)
 STAGE_SIZES = (32, 16, 8)
 STAGE_CELLS = 5
@@ -72,6 +75,10 @@ class NASBench201Space(ArchitectureSpace):
                     Position(f"stage_{stage + 1}_edge_{source}_{target}", OPS)
                     for source, target in EDGES
                 ]
+                positions += [
+                    Position(f"stage_{stage + 1}_{kind}", BESIDE_COUNTS, optional=True)
+                    for kind in BESIDE
+                ]
         start.append(len(positions))
         positions.append(Position("head", ("-",)))
         self.block_names = (*names, "head")
@@ -79,9 +86,9 @@ class NASBench201Space(ArchitectureSpace):
         self.positions = tuple(positions)
         self.block_start = np.array([*start, len(positions)])
         self.cell_blocks = tuple(cell_blocks)
-        self._edge_positions = np.concatenate(
-            [self.block_start[block] + np.arange(len(EDGES)) for block in cell_blocks]
-        ).reshape(-1, len(EDGES))
+        first = self.block_start[cell_blocks][:, None]
+        self._edge_positions = first + np.arange(len(EDGES))
+        self._beside_positions = first + len(EDGES) + np.arange(len(BESIDE))
 
     @cached_property
     def architectures(self) -> IntArray:
@@ -143,8 +150,12 @@ class NASBench201Space(ArchitectureSpace):
             best.setdefault(keys[i], i)
         return np.array([best[key] for key in keys])
 
+    @cached_property
+    def _beside(self) -> IntArray:
+        return beside(self.architectures)
+
     def position_codes(self, ops: IntArray, pruned: Sequence[str] = ()) -> IntArray:
-        """Return the operation at each edge of each cell, without the kinds that are `pruned`.
+        """Return what stands at each position of each cell, without the kinds that are `pruned`.
 
         Args:
             ops: Architectures, `[P, 6]`.
@@ -157,7 +168,9 @@ class NASBench201Space(ArchitectureSpace):
         if "unused" in pruned:
             removed |= unused
         codes = np.zeros((len(ops), len(self.positions)), dtype=np.int64)
-        codes[:, self._edge_positions] = np.where(removed, NONE, ops)[:, None, :]
+        left = np.where(removed, NONE, ops)
+        codes[:, self._edge_positions] = left[:, None, :]
+        codes[:, self._beside_positions] = self._beside[self.index(left)][:, None, :]
         return codes
 
     def descriptors(self, ops: IntArray) -> NDArray[np.float64]:
@@ -297,6 +310,59 @@ def dead_edges(ops: IntArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         needed[:, source] |= needed[:, target] & (ops[:, edge] != NONE)
     sources, targets = np.array(EDGES).T
     return ~fed[:, sources], ~needed[:, targets]
+
+
+def beside(ops: IntArray) -> IntArray:
+    """Return what each cell computes beside its operations where everything is fused that can be.
+
+    That is what inference engines do: a convolution takes up one addition to its result, and a ReLU
+    behind it where nothing else needs the result; a node that a skip alone leads to is the node
+    before; and what several edges compute of one node is computed once.
+
+    Args:
+        ops: Architectures without dead operations, `[P, 6]`, of equal cells in a row.
+
+    Returns:
+        How many ReLUs and additions are left, and how many nodes are pooled, `[P, 3]`.
+    """
+    ops = np.asarray(ops)
+    live, conv = ops != NONE, np.isin(ops, (CONV_1X1, CONV_3X3))
+    everyone = np.arange(len(ops))
+    edges_to = [[e for e, edge in enumerate(EDGES) if edge[1] == node] for node in range(N_NODES)]
+    same_as = np.tile(np.arange(N_NODES), (len(ops), 1))
+    users = np.zeros((len(ops), N_NODES), dtype=np.int64)
+    to_conv, to_other, pooled = np.zeros((3, len(ops), N_NODES), dtype=bool)
+    for node in range(1, N_NODES):
+        alone = live[:, edges_to[node]].sum(axis=1) == 1
+        for e in edges_to[node]:
+            source = same_as[:, EDGES[e][0]]
+            alias = alone & (ops[:, e] == SKIP)
+            same_as[:, node] = np.where(alias, source, same_as[:, node])
+            users[everyone, source] += live[:, e] & ~alias
+            to_conv[everyone, source] |= conv[:, e]
+            to_other[everyone, source] |= live[:, e] & ~conv[:, e] & ~alias
+            pooled[everyone, source] |= ops[:, e] == POOL
+    output = same_as[:, -1]  # the next cell begins with it
+    to_conv[everyone, output] |= to_conv[:, 0]
+    to_other[everyone, output] |= to_other[:, 0]
+
+    adds = np.zeros(len(ops), dtype=np.int64)
+    by_conv, takes_up = np.zeros((2, len(ops), N_NODES), dtype=bool)
+    for node in range(1, N_NODES):
+        begun = np.zeros(len(ops), dtype=bool)
+        for e in edges_to[node]:
+            source = same_as[:, EDGES[e][0]]
+            passed_on = (ops[:, e] == SKIP) & (users[everyone, source] == 1)
+            by_conv_here = conv[:, e] | (passed_on & takes_up[everyone, source])
+            fused = begun & (by_conv_here | takes_up[:, node])
+            adds += live[:, e] & begun & ~fused
+            now = np.where(begun, fused, by_conv_here)
+            by_conv[:, node] = np.where(live[:, e], now, by_conv[:, node])
+            takes_up[:, node] = np.where(live[:, e], now & ~begun, takes_up[:, node])
+            begun |= live[:, e]
+    relus = to_conv & (to_other | ~by_conv)
+    relus[:, 0] &= output == 0
+    return np.stack([relus.sum(axis=1), adds, pooled.sum(axis=1)], axis=1)
 
 
 def cell_expression(ops: Sequence[int]) -> str:

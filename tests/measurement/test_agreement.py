@@ -7,6 +7,7 @@ from nasc_evo.measurement.agreement import choose, free, plain, scaled, scores
 
 KINDS = 12
 ALONE = np.linspace(0.05, 0.6, KINDS)
+NONE = np.zeros(KINDS, dtype=bool)
 
 
 def made_up(truth, constant=0.0, noise=0.0, n=60, seed=0):
@@ -34,7 +35,7 @@ def test_scores_by_hand():
 
 def test_plain_addition_stays_where_it_is_right():
     counts, measured, networks = made_up(ALONE, noise=0.002)
-    correction = choose(ALONE, counts, measured, networks.tolist())
+    correction = choose(ALONE, NONE, counts, measured, networks.tolist())
     assert correction.form == "plain"
     assert correction.constant == 0
     assert np.array_equal(correction.figures, ALONE)
@@ -43,22 +44,22 @@ def test_plain_addition_stays_where_it_is_right():
 def test_constant_and_scale_are_found():
     truth = 0.8 * ALONE + 0.01
     counts, measured, networks = made_up(truth, constant=0.3)
-    correction = scaled(ALONE, counts, measured)
+    correction = scaled(ALONE, NONE, counts, measured)
     assert correction.constant == pytest.approx(0.3)
     assert correction.figures == pytest.approx(truth)
-    chosen = choose(ALONE, counts, measured * 1.0, networks.tolist())
+    chosen = choose(ALONE, NONE, counts, measured * 1.0, networks.tolist())
     assert chosen.form == "scaled"
     assert error(chosen, truth, 0.3) < 0.01
-    assert error(plain(ALONE), truth, 0.3) > 1
+    assert error(plain(ALONE, NONE), truth, 0.3) > 1
 
 
 def test_single_kinds_that_deviate_are_found():
     truth = ALONE.copy()
     truth[[3, 7]] *= (0.4, 1.8)
     counts, measured, networks = made_up(truth, constant=0.1, noise=0.005)
-    chosen = choose(ALONE, counts, measured, networks.tolist())
+    chosen = choose(ALONE, NONE, counts, measured, networks.tolist())
     assert chosen.form == "blocks"
-    assert error(chosen, truth, 0.1) < 1 < error(scaled(ALONE, counts, measured), truth, 0.1)
+    assert error(chosen, truth, 0.1) < 1 < error(scaled(ALONE, NONE, counts, measured), truth, 0.1)
 
 
 def test_no_figure_is_negative_and_unseen_kinds_keep_their_measured_latency():
@@ -67,9 +68,22 @@ def test_no_figure_is_negative_and_unseen_kinds_keep_their_measured_latency():
     counts, measured, _ = made_up(truth)
     counts[:, 9] = 0
     measured = counts @ truth
-    correction = free(ALONE, counts, measured, 0.01)
-    start = scaled(ALONE, counts, measured)
+    correction = free(ALONE, NONE, counts, measured, 0.01)
+    start = scaled(ALONE, NONE, counts, measured)
     assert (correction.figures >= 0).all()
     assert correction.constant >= 0
     assert correction.figures[9] == pytest.approx(start.figures[9])
     assert correction.figures[5] < 0.1 * ALONE[5]
+
+
+def test_what_is_beside_blocks_counts_only_where_it_is_fitted():
+    truth, beside = ALONE.copy(), NONE.copy()
+    truth[[2, 8]], beside[[2, 8]] = (0.3, 0.02), True
+    counts, measured, networks = made_up(truth, constant=0.1, noise=0.002, n=120)
+    for correction in (plain(ALONE, beside), scaled(ALONE, beside, counts, measured)):
+        assert (correction.figures[beside] == 0).all()
+    chosen = choose(ALONE, beside, counts, measured, networks.tolist())
+    assert chosen.form == "blocks"
+    assert chosen.figures == pytest.approx(truth, abs=0.02)
+    ignored = free(ALONE, beside, np.where(beside, 0, counts), measured, 0.1)
+    assert ignored.figures[beside] == pytest.approx(0)

@@ -1,5 +1,7 @@
 """What is measured is what networks are made of."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from nasc_evo.cost.chain import DEVICE, SERVER
 from nasc_evo.cost.table import write_table
 from nasc_evo.measurement.pieces import (
     Run,
+    beside_keys,
     block_pieces,
     fold,
     random_runs,
@@ -43,11 +46,16 @@ def test_folding_keeps_unit_variance():
 
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 def test_every_row_of_a_table_has_its_piece(space):
-    keys, pieces = table_keys(space), block_pieces(space, supernet(space))
+    keys, beside = table_keys(space), beside_keys(space)
+    pieces = block_pieces(space, supernet(space))
     assert list(keys) == [(p.name, op) for p in dict.fromkeys(space.positions) for op in p.ops]
-    assert set(pieces) == {key for key in keys.values() if key is not None}
+    assert {*pieces, *beside} == {key[0] for key in keys.values() if key is not None}
+    assert not pieces.keys() & beside.keys()
+    assert set(beside.values()) <= set(pieces)
+    times = {place: key[1] for place, key in keys.items() if key is not None}
+    assert all(n == (int(place[1]) if place[0] in beside else 1) for place, n in times.items())
     nothing = {op for (_, op), key in keys.items() if key is None}
-    assert nothing == ({"none"} if space.name == "nasbench201" else {"skip"})
+    assert nothing == ({"none", "0"} if space.name == "nasbench201" else {"skip"})
     if space.name == "fbnet":
         free = {position for (position, op), key in keys.items() if key is None}
         assert free == {f"layer_{i + 1}" for i, g in enumerate(space.layers) if g.identity}
@@ -108,11 +116,11 @@ def test_random_runs_are_whole_networks_and_both_sides(space):
 def test_features_and_constant_are_those_of_the_cost_model(space, tmp_path):
     """A table predicts, for device and server at every cut, what the fit predicts for the sides."""
     keys = table_keys(space)
-    kinds = sorted({key for key in keys.values() if key is not None})
+    kinds = sorted({key[0] for key in keys.values() if key is not None})
     figures = np.random.default_rng(0).uniform(0.1, 1, len(kinds))
     constant = 0.25
     rows = {
-        place: {"latency_ms": 0.0 if key is None else figures[kinds.index(key)]}
+        place: {"latency_ms": 0.0 if key is None else key[1] * figures[kinds.index(key[0])]}
         for place, key in keys.items()
     }
     header = {"name": "mine", "constant_ms": constant, "pruned": list(space.prunable)}
@@ -136,3 +144,25 @@ def test_features_and_constant_are_those_of_the_cost_model(space, tmp_path):
                     sides.append((part, got))
     expected = constant + run_features(space, [part for part, _ in sides], kinds) @ figures
     np.testing.assert_allclose([got for _, got in sides], expected, rtol=1e-12)
+
+
+def test_what_is_beside_operations_is_what_onnx_runtime_leaves(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    from nasc_evo.measurement.onnx_graph import onnx_model
+
+    space, equal = NASBench201Space(), []
+    network = supernet(space)
+    for run in runs(space, 60)[::3]:
+        model = onnx_model(run.piece(network).fold(channels_last=False))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options)
+        left = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+        codes = space.position_codes(np.array([run.ops]), space.prunable)[0]
+        relus, adds, pools = codes[space.block_start[1] + 6 : space.block_start[2]]
+        expected = (15 * relus + 2, 15 * adds, 15 * pools + 2)  # each reduction has one of two
+        equal.append((left["Relu"], left["Add"], left["AveragePool"]) == expected)
+    # the first cell of a stage has another before it, and two nodes may compute the same
+    assert np.mean(equal) > 0.85

@@ -7,7 +7,16 @@ import pytest
 
 from nasc_evo.errors import UserError
 from nasc_evo.space import NASBench201Space, SplitSpace
-from nasc_evo.space.nasbench201 import CONV_3X3, NONE, POOL, SKIP, cell_expression, dead_edges
+from nasc_evo.space.nasbench201 import (
+    CONV_1X1,
+    CONV_3X3,
+    NONE,
+    POOL,
+    SKIP,
+    beside,
+    cell_expression,
+    dead_edges,
+)
 from tests.conftest import needs_data
 
 SPACE = NASBench201Space(32, 10)
@@ -106,12 +115,35 @@ def test_dead_edges_by_hand(ops, zero_input, unused):
 
 def test_pruned_edges_cost_as_none():
     ops = np.array([[SKIP, POOL, CONV_3X3, SKIP, CONV_3X3, NONE]])
-    first, last = SPACE.block_start[1], SPACE.block_start[2]
-    assert SPACE.position_codes(ops)[0, first:last].tolist() == ops[0].tolist()
+    first = SPACE.block_start[1]
+    assert SPACE.position_codes(ops)[0, first : first + 6].tolist() == ops[0].tolist()
     pruned = SPACE.position_codes(ops, ("unused",))[0]
     for block in SPACE.cell_blocks:
-        edges = pruned[SPACE.block_start[block] : SPACE.block_start[block + 1]]
+        edges = pruned[SPACE.block_start[block] : SPACE.block_start[block] + 6]
         assert edges.tolist() == [SKIP, NONE, NONE, SKIP, CONV_3X3, NONE]
+
+
+@pytest.mark.parametrize(
+    ("ops", "relus", "adds", "pools"),
+    [
+        ([CONV_3X3] * 6, 0, 0, 0),  # convolutions take up every addition and ReLU
+        ([SKIP] * 6, 0, 3, 0),
+        ([NONE, NONE, NONE, POOL, NONE, NONE], 0, 0, 1),
+        # three poolings of the input are one
+        ([POOL, POOL, NONE, POOL, NONE, SKIP], 0, 1, 1),
+        ([CONV_1X1, NONE, NONE, SKIP, CONV_1X1, NONE], 1, 0, 0),  # the input is needed as it is
+        ([CONV_1X1, SKIP, POOL, POOL, CONV_1X1, SKIP], 2, 2, 2),
+        # node 1 is the input; its convolution takes up the pooling, and the last the sum
+        ([SKIP, POOL, CONV_3X3, POOL, CONV_3X3, POOL], 1, 1, 2),
+        # the convolution of node 1 is needed in a sum alone and takes it up
+        ([CONV_3X3, NONE, NONE, POOL, SKIP, NONE], 1, 0, 1),
+    ],
+)
+def test_what_is_beside_operations_by_hand(ops, relus, adds, pools):
+    assert beside(np.array([ops]))[0].tolist() == [relus, adds, pools]
+    first = SPACE.block_start[1] + 6
+    codes = SPACE.position_codes(np.array([ops]), SPACE.prunable)[0]
+    assert codes[first : first + 3].tolist() == [relus, adds, pools]
 
 
 def test_blocks_and_cuts():
