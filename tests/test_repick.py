@@ -111,7 +111,9 @@ def test_an_unchanged_repick_costs_what_the_run_did(tmp_path):
 
 
 def test_a_chain_is_repicked_with_its_own_links(tmp_path):
-    problem = write_run(tmp_path / "run", "chain=device_edge_cloud", "device=raspi4")
+    problem = write_run(
+        tmp_path / "run", "chain=device_edge_cloud", "device=raspi4", "server=titan_rtx"
+    )
     picked = repicked(tmp_path / "run", "backhaul=lte", "backhaul.rtt_ms=5", "link.uplink_mbps=9")
     chain = {**EDGE_CLOUD, "links": [replace(Link.create("wifi"), uplink_mbps=9), None]}
     chain["links"][1] = replace(Link.create("lte"), rtt_ms=5)
