@@ -129,7 +129,7 @@ def check(options: argparse.Namespace) -> None:
     print(
         f"{options.file} is a cost table of '{table.name}' for {space.name} at "
         f"{space.geometry}x{space.geometry}, {energy}; a network of average operations takes "
-        f"{average_network(table.latency_ms):.3g} ms."
+        f"{average_network(table.latency_ms, space):.3g} ms."
     )
     for metric in ("latency_ms", "energy_mj"):
         error = table.prediction_error(metric)

@@ -33,15 +33,23 @@ def figures_of(table: CostTable) -> dict[str, NDArray[np.float64]]:
     return {name: figures for name, figures in columns.items() if figures is not None}
 
 
-def average_network(figures: NDArray[np.float64]) -> float:
-    """Return the cost of a network in which every operation is the average of its position."""
-    return float(np.nanmean(figures, axis=1).sum())
+def average_network(figures: NDArray[np.float64], space: ArchitectureSpace) -> float:
+    """Return the cost of a network in which every operation is the average of its position.
+
+    Optional rows count as often as they occur in networks.
+    """
+    averages = np.nanmean(figures, axis=1)
+    optional = [i for i, position in enumerate(space.positions) if position.optional]
+    if optional:
+        codes = space.position_codes(space.architectures, space.prunable)[:, optional]
+        averages[optional] = figures[optional, codes].mean(axis=0)
+    return float(averages.sum())
 
 
 def shipped_range(space: ArchitectureSpace, column: str) -> tuple[float, float] | None:
     """Return the smallest and largest average network of the tables that ship; None without any."""
     averages = [
-        average_network(figures[column])
+        average_network(figures[column], space)
         for path in TABLES.glob(f"{space.name}_{space.geometry}_*.csv")
         if column in (figures := figures_of(CostTable.load(path, space)))
     ]
@@ -84,7 +92,7 @@ def _other_unit(
     known = shipped_range(space, column)
     if known is None:
         return
-    average = average_network(figures)
+    average = average_network(figures, space)
     unit, larger, smaller = OTHER_UNITS[column]
     low, high = known
     if average < low / VERY_FAR or (average < low / FAR and low <= 1000 * average <= high):
@@ -107,7 +115,11 @@ def _faster_than_skip(
         if shape != space.cut_shapes[block + 1]:
             continue  # a skip here is no identity and takes time of its own
         rows = range(space.block_start[block], space.block_start[block + 1])
-        pooled = sum(figures[i, 1] for i in rows if space.positions[i].name.endswith("_pools"))
+        pooled = sum(
+            figures[i, space.positions[i].ops.index("1")]
+            for i in rows
+            if space.positions[i].name.endswith("_pools")
+        )
         for i in rows:
             position = space.positions[i]
             for skip in set(position.ops) & set(SKIPS):

@@ -9,6 +9,9 @@ Tables that `python -m nasc_evo.measure` writes have more: header fields `consta
 `constant_mj`, which the machine adds to every piece of a network that it runs, and columns on how
 the figures came about, of which runs use none (:data:`EXTRA_COLUMNS`).
 
+Rows of positions that are `optional` (:class:`nasc_evo.space.architecture.Position`) are all there,
+or none of them is, and then they cost nothing.
+
 Two more header fields concern spaces whose networks have official numbers: `pruned` lists the
 kinds of dead operations that the machine's compiler removes, and `did_not_compile` flags the
 networks that it refused (see :func:`nasc_evo.cost.network.pack_flags`).
@@ -38,7 +41,7 @@ TABLES = Path(__file__).parent / "tables"
 COLUMNS = ["position", "op", "latency_ms", "energy_mj"]
 EXTRA_COLUMNS = ["measured_ms", "spread_ms", "launch_ms"]
 """Latency of the block alone, interquartile range of its samples, and the part of it that launching
-kernels takes; any of them, in this order, may follow."""
+kernels takes; any of them, in this order, may follow. 0 where nothing was measured alone."""
 MAX_BYTES = 16 * 2**20
 MAX_HEADER_CHARACTERS = 2**16
 
@@ -332,14 +335,16 @@ def _read_rows(
     has_energy = not np.isnan(energy).all()
     optional = {(p.name, op) for p in space.positions if p.optional for op in p.ops}
     if not optional & seen:
-        for at in [at for key in optional for at in places.pop(key)]:
-            latency[at] = 0
-            energy[at] = 0 if has_energy else math.nan
-    absent = [f"{name} {op}" for name, op in places if (name, op) not in seen]
+        for key in optional:
+            for place in places.pop(key):
+                latency[place] = 0
+                energy[place] = 0 if has_energy else math.nan
+    absent = [key for key in places if key not in seen]
     if absent:
+        hint = "; give all rows like this one or none" if optional & set(absent) else ""
         raise UserError(
             f"The cost table {path} lacks {len(absent)} of {len(places)} rows, the first is "
-            f"'{absent[0]}'."
+            f"'{' '.join(absent[0])}'{hint}."
         )
     known = [not math.isnan(energy[at[0]]) for at in places.values()]
     if any(known) and not all(known):

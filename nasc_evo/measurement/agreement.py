@@ -44,7 +44,7 @@ class Correction:
     Attributes:
         form: `plain`, `scaled` or `blocks`.
         constant: Of every run.
-        figures: Of each kind of block, `[kinds]`.
+        figures: Of each kind, `[kinds]`.
         parameters: What was fitted, for the header of a table.
     """
 
@@ -102,7 +102,7 @@ def free(
     measured: FloatArray,
     penalty: float,
 ) -> Correction:
-    """Fit a deviation of every kind of block from :func:`scaled`; no figure is negative."""
+    """Fit a deviation of every kind from :func:`scaled`; no figure is negative."""
     start = scaled(alone, beside, counts, measured)
     kinds = len(alone)
     units = np.where(beside, alone, start.figures)

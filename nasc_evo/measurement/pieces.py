@@ -173,7 +173,7 @@ def beside_keys(space: ArchitectureSpace) -> dict[str, str]:
 
 
 def block_pieces(space: ArchitectureSpace, supernet: Supernet) -> dict[str, Piece]:
-    """Return the piece of each key of :func:`table_keys`."""
+    """Return the piece of each key of :func:`table_keys` but those of :func:`beside_keys`."""
     if isinstance(supernet, FBNetSupernet) and isinstance(space, FBNetSpace):
         return _fbnet_pieces(space, supernet)
     assert isinstance(supernet, NASBench201Supernet)

@@ -120,7 +120,7 @@ class Session:
         supernet = build_supernet(space, torch.Generator().manual_seed(plan.seed))
         self.supernet = supernet.requires_grad_(False).to(plan.processor)
         self.blocks = block_pieces(space, self.supernet)
-        self._like = beside_keys(space)
+        self._stand_ins = beside_keys(space)
         rng = np.random.default_rng(plan.seed)
         self.runs = random_runs(space, 2 * plan.networks, rng)
 
@@ -223,13 +223,19 @@ class Session:
             graphs = np.array([self._figure(f"graph {key}").latency_ms for key in self.blocks])
             launch_ms = np.maximum(alone_ms - graphs / copies, 0)
         header: dict[str, Any] = {"measurement": self._circumstances(alone)}
-        correction = plain(self._with_beside(alone_ms), self._beside)
+        correction = plain(self._with_stand_ins(alone_ms), self._beside)
         if self.plan.networks:
             figures = [self._figure(f"run {i}") for i in range(len(self.runs))]
             measured_ms = np.array([figure.latency_ms for figure in figures])
             correction, scored = self._correct(alone_ms, measured_ms, range(len(self.runs)))
             header["agreement"] = self._about_runs(measured_ms) | scored
             header["correction"] = _about(correction, "ms", self.plan.networks)
+        if correction.figures[self._beside].any():
+            header["beside"] = (
+                "relus, adds and pools: so many ReLUs, additions and poolings of a cell are left "
+                "where convolutions take up what they can and nothing is computed twice; known "
+                "from whole networks only, beyond what edges contain"
+            )
         header["constant_ms"] = _rounded(correction.constant)
         if launch_ms is not None:
             header["launch"] = {
@@ -239,7 +245,7 @@ class Session:
             }
         energy_mj = self._energies(header, copies)
         columns = {"latency_ms": correction.figures, "energy_mj": energy_mj}
-        none = np.zeros(len(self._like))  # nothing beside blocks is measured alone
+        none = np.zeros(len(self._stand_ins))  # nothing beside blocks is measured alone
         columns |= {"measured_ms": np.concatenate([alone_ms, none])}
         columns |= {"spread_ms": np.concatenate([spread_ms, none])}
         if launch_ms is not None:
@@ -257,19 +263,21 @@ class Session:
     @property
     def _kinds(self) -> list[str]:
         """What figures are of: blocks, then what is computed beside them."""
-        return [*self.blocks, *self._like]
+        return [*self.blocks, *self._stand_ins]
 
     @property
     def _beside(self) -> BoolArray:
-        return np.array([kind in self._like for kind in self._kinds])
+        return np.array([kind in self._stand_ins for kind in self._kinds])
 
-    def _with_beside(self, alone: FloatArray) -> FloatArray:
-        """Return costs of blocks alone, followed by those that stand for what is beside them."""
+    def _with_stand_ins(self, alone: FloatArray) -> FloatArray:
+        """Return costs of blocks alone, followed by those that stand in for what is beside them."""
         blocks = list(self.blocks)
-        return np.concatenate([alone, [alone[blocks.index(key)] for key in self._like.values()]])
+        return np.concatenate(
+            [alone, [alone[blocks.index(key)] for key in self._stand_ins.values()]]
+        )
 
     def _energies(self, header: dict[str, Any], copies: NDArray[np.int64]) -> FloatArray | None:
-        """Return the energy of each kind of block; None if they are not wanted or not all known."""
+        """Return the energy of each kind; None if they are not wanted or not all known."""
         if self.counter is None:
             return None
         blocks = [self.journal.energies.get(f"block {key}") for key in self.blocks]
@@ -277,7 +285,7 @@ class Session:
         if None in blocks or None in runs:
             return None
         alone_mj = np.array(blocks, dtype=float) / copies
-        correction = plain(self._with_beside(alone_mj), self._beside)
+        correction = plain(self._with_stand_ins(alone_mj), self._beside)
         if self.plan.networks:
             measured_mj = np.array(runs, dtype=float)
             correction, scored = self._correct(alone_mj, measured_mj, self._energy_runs)
@@ -302,7 +310,7 @@ class Session:
             measured: Cost of the runs, `[runs]`.
             runs: Which they are.
         """
-        alone, beside = self._with_beside(alone), self._beside
+        alone, beside = self._with_stand_ins(alone), self._beside
         counts = run_features(self.space, [self.runs[i] for i in runs], self._kinds)
         network, part = np.divmod(runs, 3)
         fitted = network < self.plan.networks
@@ -401,11 +409,6 @@ def describe_table(
         quirks.append(
             "An edge counts as half of two equal edges that end in one node, so that it has its "
             "share in the additions; edges without effect are removed before."
-        )
-        quirks.append(
-            "relus, adds and pools: so many ReLUs, additions and poolings of a cell are left where "
-            "convolutions take up what they can and nothing is computed twice; known from whole "
-            "networks only, beyond what edges contain."
         )
     header: dict[str, Any] = {
         "name": name,

@@ -160,6 +160,9 @@ class NASBench201Space(ArchitectureSpace):
         Args:
             ops: Architectures, `[P, 6]`.
             pruned: Kinds of dead operations that a machine's compiler removes.
+
+        Returns:
+            `[P, positions]`: operations of edges, and counts of what is :func:`beside` them.
         """
         zero_input, unused = dead_edges(ops)
         removed = np.zeros(np.shape(ops), dtype=bool)
@@ -320,7 +323,7 @@ def beside(ops: IntArray) -> IntArray:
     before; and what several edges compute of one node is computed once.
 
     Args:
-        ops: Architectures without dead operations, `[P, 6]`, of equal cells in a row.
+        ops: Architectures `[P, 6]`, of equal cells in a row; dead operations count as any other.
 
     Returns:
         How many ReLUs and additions are left, and how many nodes are pooled, `[P, 3]`.

@@ -233,6 +233,26 @@ def test_check_knows_the_other_space(capsys, tmp_path):
     assert "Warning" not in out
 
 
+@pytest.mark.parametrize(("pools", "warned"), [(0.0, True), (0.1, False)])
+def test_check_looks_for_poolings_beside_the_edges(capsys, tmp_path, pools, warned):
+    path, space = tmp_path / "mine.csv", NASBench201Space()
+    order = [0, 0.01, 0.2, 0.5, 0.002]  # a pooling is faster than a skip but for its row `pools`
+
+    def figure(i, j):
+        position = space.positions[i]
+        if position.optional:  # relus and adds cost nothing, however many
+            return pools * j if position.name.endswith("_pools") else 0
+        return order[j] if len(position.ops) > 1 else 0.1
+
+    write_table(path, space, figure)
+    out = run(capsys, "check", path, "--space", "nasbench201")[1]
+    assert ("below that of the skip" in out) == warned
+    assert "is the same for every operation" not in out
+    # 5 cells of 3 stages pool 0.865 nodes on average
+    edges = 15 * 6 * np.mean(order) + 4 * 0.1
+    assert f"takes {edges + 15 * 0.865 * pools:.3g} ms" in out
+
+
 def test_import_natsbench_writes_where_it_is_told(capsys, tmp_path, few, monkeypatch):
     write_nats(tmp_path, nats_files())
     out_folder = tmp_path / "new" / "folder"

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from nasc_evo.cost import CostTable
-from nasc_evo.cost.table import TABLES
+from nasc_evo.cost.table import TABLES, write_table
 from nasc_evo.errors import UserError
-from nasc_evo.space import FBNetSpace
+from nasc_evo.space import FBNetSpace, NASBench201Space
 
 SPACE = FBNetSpace(32, 10)
 TEXT = (TABLES / "fbnet_32_edgegpu.csv").read_text()
@@ -78,3 +78,44 @@ def test_a_constant_that_is_no_cost_is_refused(tmp_path, key, value):
     (tmp_path / "mine.csv").write_text("\n".join(lines))
     with pytest.raises(UserError, match=f"{key} in the header of .* must be a number >= 0, got"):
         CostTable.load(tmp_path / "mine.csv", SPACE)
+
+
+CELLS = NASBench201Space()
+BESIDE = {p.name for p in CELLS.positions if p.optional}
+
+
+def cells(path, beside, energy_mj=None):
+    """Write a table of NAS-Bench-201 with those of the optional rows that `beside` is true for."""
+    rows = {}
+    for position in CELLS.positions:
+        for i, op in enumerate(position.ops):
+            if position.name not in BESIDE or beside(position.name, op):
+                rows[position.name, op] = {"latency_ms": 0.1 * i, "energy_mj": energy_mj}
+    write_table(path, CELLS, {"name": "mine"}, rows)
+    return CostTable.load(path, CELLS)
+
+
+@pytest.mark.parametrize("energy_mj", [None, 2.0])
+def test_optional_rows_may_be_left_out_together(tmp_path, energy_mj):
+    table = cells(tmp_path / "a.csv", lambda name, op: False, energy_mj)
+    beside = [i for i, position in enumerate(CELLS.positions) if position.optional]
+    assert (table.latency_ms[beside][:, :4] == 0).all()
+    if energy_mj is None:
+        assert table.energy_mj is None
+    else:
+        assert (table.energy_mj[beside][:, :4] == 0).all()
+    full = cells(tmp_path / "b.csv", lambda name, op: True, energy_mj)
+    assert full.latency_ms[beside[0]].tolist()[:4] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("beside", "first"),
+    [
+        (lambda name, op: not name.endswith("relus"), "'stage_1_relus 0'"),
+        (lambda name, op: op != "3", "'stage_1_relus 3'"),
+        (lambda name, op: (name, op) == ("stage_1_relus", "0"), "'stage_1_relus 1'"),
+    ],
+)
+def test_some_of_the_optional_rows_are_refused(tmp_path, beside, first):
+    with pytest.raises(UserError, match=f"first is {first}; give all rows like this one or none"):
+        cells(tmp_path / "a.csv", beside)

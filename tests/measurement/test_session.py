@@ -86,6 +86,10 @@ def test_what_is_beside_blocks_is_known_from_whole_networks(session):
         expected = [times * once_ms for times in range(4)]
         assert [row["latency_ms"] for row in by_times] == pytest.approx(expected, rel=1e-4)
         assert 0.2 * BESIDE_MS < once_ms < 3 * BESIDE_MS
+        once_mj = by_times[1]["energy_mj"]
+        expected = [times * once_mj for times in range(4)]
+        assert [row["energy_mj"] for row in by_times] == pytest.approx(expected, rel=1e-4)
+        assert once_mj > 0
 
 
 @pytest.mark.parametrize("item", ["block stem", "run 0"])
