@@ -19,7 +19,6 @@ OTHER_UNITS = {
 }
 MAX_MAPE_PERCENT = 5.0
 MIN_TAU = 0.9
-MAX_ENERGY_MAPE_PERCENT = 15.0
 SKIPS = ("skip", "skip_connect")
 NOTHING = "none"
 """The operation that may be faster than a skip."""
@@ -79,10 +78,10 @@ def _bad_prediction(table: CostTable) -> Iterator[str]:
             "count."
         )
     error = table.prediction_error("energy_mj")
-    if error is not None and error[0] > MAX_ENERGY_MAPE_PERCENT:
+    if error is not None and error[0] > MAX_MAPE_PERCENT:
         yield (
             f"energies of measured whole networks are predicted with an error of {error[0]:g} %; "
-            f"up to {MAX_ENERGY_MAPE_PERCENT:g} % is usual."
+            f"up to {MAX_MAPE_PERCENT:g} % is usual."
         )
 
 
