@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.files import parse_json, read_bytes
 from nasc_evo.measurement.stopwatch import Burst
 
-FORMAT = "nasc_evo measurement 2"
+FORMAT = "nasc_evo measurement 3"
 MAX_BYTES = 256 * 2**20
 
 
@@ -21,7 +22,7 @@ class SampleJournal:
     """Appends bursts and energies to a file, flushed line by line.
 
     The first line says what is measured, on what, and how; the others are `{"item", "round",
-    "samples_ms", "left_out"}` or `{"item", "energy_mj"}`.
+    "samples_ms", "left_out", "reference_ms"}` or `{"item", "energy_mj"}`.
 
     Args:
         path: The file.
@@ -99,18 +100,23 @@ class SampleJournal:
             self.energies[item] = _positive(record["energy_mj"])
             return
         samples, left_out, number = record["samples_ms"], record["left_out"], record["round"]
+        reference = record["reference_ms"]
         whole = all(type(value) is int and value >= 0 for value in (left_out, number))
-        if not isinstance(samples, list) or not samples or not whole:
+        lists = isinstance(samples, list) and isinstance(reference, list)
+        if not lists or not samples or not whole:
             raise ValueError("a field has a wrong type or range")
-        self.bursts[item, number] = Burst(tuple(map(_positive, samples)), left_out)
+        self.bursts[item, number] = Burst(
+            tuple(map(_positive, samples)), left_out, tuple(map(_positive, reference))
+        )
 
     def add_burst(self, item: str, number: int, burst: Burst) -> None:
         """Write a burst; samples are kept to a nanosecond."""
-        samples = tuple(max(round(sample, 6), 1e-6) for sample in burst.samples_ms)
-        self.bursts[item, number] = Burst(samples, burst.left_out)
-        self._write(
-            {"item": item, "round": number, "samples_ms": samples, "left_out": burst.left_out}
+        samples, reference = (
+            tuple(max(round(sample, 6), 1e-6) for sample in row)
+            for row in (burst.samples_ms, burst.reference_ms)
         )
+        self.bursts[item, number] = kept = Burst(samples, burst.left_out, reference)
+        self._write({"item": item, "round": number, **asdict(kept)})
 
     def add_energy(self, item: str, energy_mj: float) -> None:
         """Write an energy."""

@@ -42,6 +42,8 @@ ENERGY_NETWORKS = 20
 """Of the networks that a prediction is checked on, and of those that it is fitted to, so many have
 their energy measured."""
 MAX_THREADS = 1024
+QUIET = 0.05
+"""Which quantile of the paces of the host counts as quiet."""
 
 OnStep = Callable[[int, str], None]
 """Called with the steps done and the item measured next, empty at the end."""
@@ -141,6 +143,12 @@ class Session:
     def _separates_launches(self) -> bool:
         return self.plan.processor == "cuda" and self.plan.launch == "eager"
 
+    @cached_property
+    def _reference(self) -> Callable[[], float]:
+        """What tells the pace of the host that launches: the first block."""
+        piece = next(iter(self.blocks.values()))
+        return self.backend.prepare(piece, graph=False, whole=True).timed
+
     def _prepare(self, piece: Piece, graph: bool) -> Prepared:
         return self.backend.prepare(piece, graph=graph, whole=False)
 
@@ -197,20 +205,49 @@ class Session:
                     break  # nor will it tell the others
                 self.journal.add_energy(item, energy_mj)
             else:
-                self.journal.add_burst(item, number, stopwatch.burst(prepared.timed))
+                paced = self._separates_launches and not item.startswith("graph ")
+                reference = self._reference if paced else None
+                self.journal.add_burst(item, number, stopwatch.burst(prepared.timed, reference))
             done += 1
         on_step(done, "")
 
-    def _bursts(self, item: str) -> list[Burst]:
-        return [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
+    def _bursts(self, item: str, evened: bool) -> list[Burst]:
+        """Return the bursts of an item, as measured or at the pace of a quiet host."""
+        bursts = [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
+        if not evened:
+            return bursts
+        return [b.at_pace(self._quiet_ms) if b.reference_ms else b for b in bursts]
 
     @cached_property
-    def _quantile(self) -> float:
-        """Which quantile of the samples counts; once everything is measured."""
-        return steadiest_quantile([self._bursts(item) for item in self._items])
+    def _paces_ms(self) -> FloatArray:
+        """What the reference took in the median of each burst that has one."""
+        counted = [b for (_, n), b in self.journal.bursts.items() if n < self.plan.rounds]
+        return np.array([np.median(b.reference_ms) for b in counted if b.reference_ms])
+
+    @cached_property
+    def _quiet_ms(self) -> float:
+        """What the reference takes when the host is quiet."""
+        return float(np.quantile(self._paces_ms, QUIET))
+
+    @cached_property
+    def _counts(self) -> tuple[bool, float]:
+        """Whether samples count as at the pace of a quiet host, and which quantile of them does.
+
+        What even and odd rounds agree best on, once everything is measured.
+        """
+        choices = []
+        for evened in (False, True)[: 1 + (len(self._paces_ms) > 0)]:
+            things = [self._bursts(item, evened) for item in self._items]
+            quantile, apart = steadiest_quantile(things)
+            choices.append((apart, evened, quantile))
+        return min(choices)[1:]
+
+    def _counted(self, item: str) -> tuple[list[Burst], float]:
+        evened, quantile = self._counts
+        return self._bursts(item, evened), quantile
 
     def _figure(self, item: str) -> Figure:
-        return summarize(self._bursts(item), self._quantile)
+        return summarize(*self._counted(item))
 
     def table(self) -> tuple[dict[str, Any], dict[tuple[str, str], Row]]:
         """Return what is known beyond name and machine, for the header, and the rows."""
@@ -340,13 +377,11 @@ class Session:
             "range_ms": [_rounded(f(held_out_ms)) for f in (np.min, np.max)],
         }
         if self.plan.rounds > 1:
+            counted = [self._counted(f"run {i}") for i in whole]
             even_ms, odd_ms = np.array(
                 [
-                    [
-                        summarize(half, self._quantile).latency_ms
-                        for half in halves(self._bursts(f"run {i}"))
-                    ]
-                    for i in whole
+                    [summarize(half, quantile).latency_ms for half in halves(bursts)]
+                    for bursts, quantile in counted
                 ]
             ).T
             about["rounds"] = scores(even_ms, odd_ms)
@@ -356,20 +391,32 @@ class Session:
         bursts = [burst for (_, n), burst in self.journal.bursts.items() if n < self.plan.rounds]
         taken = sum(len(burst.samples_ms) + burst.left_out for burst in bursts)
         disagreement = [figure.disagreement for figure in alone]
-        return {
+        evened, quantile = self._counts
+        circumstances: dict[str, Any] = {
             **{k: v for k, v in asdict(self.plan).items() if k not in ("backend", "networks")},
             **self.backend.describe(),
             "energy": None if self.counter is None else self.counter.name,
             "samples": taken,
-            "quantile": self._quantile,
+            "quantile": quantile,
             "left_out_percent": round(100 * sum(burst.left_out for burst in bursts) / taken, 2),
             "rounds_disagree_percent": None
             if self.plan.rounds == 1
-            else {
-                "median": round(100 * float(np.median(disagreement)), 2),
-                "largest": round(100 * max(disagreement), 2),
-            },
+            else _median_and_largest(np.array(disagreement), 2),
         }
+        if len(self._paces_ms):
+            circumstances["host"] = {
+                "reference": next(iter(self.blocks)),
+                "quiet_ms": _rounded(self._quiet_ms),
+                "slower_percent": _median_and_largest(self._paces_ms / self._quiet_ms - 1, 1),
+                "evened_out": evened,
+            }
+        return circumstances
+
+
+def _median_and_largest(shares: FloatArray, digits: int) -> dict[str, float]:
+    """Return these in percent."""
+    figures = {"median": np.median(shares), "largest": np.max(shares)}
+    return {name: round(100 * float(figure), digits) for name, figure in figures.items()}
 
 
 def _about(correction: Correction, unit: str, networks: int) -> dict[str, Any]:

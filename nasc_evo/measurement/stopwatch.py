@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ except ImportError:  # Windows cannot tell when a process was interrupted
 WARMUP_RUNS = 3
 WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
+REFERENCES_A_SAMPLE = 3
+"""Runs of a reference before each sample."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
 """Which of the samples of a thing may count; see :func:`steadiest_quantile`."""
 QUANTILE_OF_ONE_ROUND = 0.1
@@ -33,15 +35,22 @@ class Burst:
     Attributes:
         samples_ms: Those that count, in the order in which they were taken.
         left_out: How many were disturbed or outliers.
+        reference_ms: What a reference took between them; empty without one.
     """
 
     samples_ms: tuple[float, ...]
     left_out: int
+    reference_ms: tuple[float, ...] = ()
 
     @property
     def median_ms(self) -> float:
         """Their median."""
         return float(np.median(self.samples_ms))
+
+    def at_pace(self, reference_ms: float) -> "Burst":
+        """Return what the samples would be where the reference takes that long in the median."""
+        pace = reference_ms / float(np.median(self.reference_ms))
+        return replace(self, samples_ms=tuple(pace * sample for sample in self.samples_ms))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,9 @@ class Stopwatch:
     min_seconds: float = 0.01
     max_seconds: float = 1.0
 
-    def burst(self, timed: Callable[[], float]) -> Burst:
+    def burst(
+        self, timed: Callable[[], float], reference: Callable[[], float] | None = None
+    ) -> Burst:
         """Warm up, then take samples.
 
         A sample during which the system gave the processor to another process is left out, unless
@@ -66,6 +77,7 @@ class Stopwatch:
 
         Args:
             timed: Runs once and returns the milliseconds that it took.
+            reference: Likewise; runs before each sample, some times.
         """
         start = time.perf_counter()
         for _ in range(WARMUP_RUNS):
@@ -74,8 +86,11 @@ class Stopwatch:
             timed()
         clean: list[float] = []
         disturbed: list[float] = []
+        paces: list[float] = []
         start = time.perf_counter()
         while True:
+            if reference is not None:
+                paces += [reference() for _ in range(REFERENCES_A_SAMPLE)]
             before = interruptions()
             sample = timed()
             (clean if interruptions() == before else disturbed).append(sample)
@@ -87,7 +102,7 @@ class Stopwatch:
         if len(clean) < self.repeats / 3:
             clean, disturbed = clean + disturbed, []
         kept = without_outliers(clean)
-        return Burst(tuple(kept), len(clean) + len(disturbed) - len(kept))
+        return Burst(tuple(kept), len(clean) + len(disturbed) - len(kept), tuple(paces))
 
 
 def interruptions() -> int:
@@ -103,7 +118,7 @@ def without_outliers(samples: Sequence[float]) -> list[float]:
     return [sample for sample in samples if sample <= limit or deviation == 0]
 
 
-def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> float:
+def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> tuple[float, float]:
     """Return the one of :data:`QUANTILES` that even and odd rounds agree best on, over all things.
 
     What else a machine does only ever adds time: where that is most of what varies, small quantiles
@@ -112,14 +127,19 @@ def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> float:
 
     Args:
         things: The bursts of each, round by round; :data:`QUANTILE_OF_ONE_ROUND` if a round is all.
+
+    Returns:
+        The quantile, and how far even and odd rounds are apart in it: the mean of the logarithms of
+        their ratios, without sign; infinite where there is but one round.
     """
     if min(map(len, things)) < 2:
-        return QUANTILE_OF_ONE_ROUND
+        return QUANTILE_OF_ONE_ROUND, np.inf
     figures_ms = np.array(
         [[np.quantile(_samples(half), QUANTILES) for half in halves(bursts)] for bursts in things]
     )
     apart = np.abs(np.log(figures_ms[:, 0] / figures_ms[:, 1])).mean(axis=0)
-    return QUANTILES[int(np.argmin(apart))]
+    best = int(np.argmin(apart))
+    return QUANTILES[best], float(apart[best])
 
 
 def halves(bursts: Sequence[Burst]) -> tuple[Sequence[Burst], Sequence[Burst]]:

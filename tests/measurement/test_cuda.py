@@ -68,4 +68,5 @@ def test_a_table_of_the_gpu(tmp_path, launch):
         skip, conv_3x3 = table.energy_mj[1, [1, 3]]
         assert 0 <= skip < conv_3x3
     assert ("launch" in table.header) == (launch == "eager")
+    assert ("host" in table.header["measurement"]) == (launch == "eager")
     assert ("launch_ms" in out.read_text().split("position,op,", 1)[1]) == (launch == "eager")

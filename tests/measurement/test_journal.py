@@ -10,11 +10,12 @@ from nasc_evo.measurement.journal import SampleJournal
 from nasc_evo.measurement.stopwatch import Burst
 
 IDENTITY = {"space": "fbnet", "threads": 1}
+REST = '"round": 0, "reference_ms": []}'
 
 
 def write(path, identity=IDENTITY):
     journal = SampleJournal(path, identity)
-    journal.add_burst("block stem", 0, Burst((0.1, 0.1234567891), 2))
+    journal.add_burst("block stem", 0, Burst((0.1, 0.1234567891), 2, (0.0123456,)))
     journal.add_burst("run 3", 1, Burst((5.0,), 0))
     journal.add_energy("block stem", 0.5)
     journal.add_energy("block head", 1.5)
@@ -27,7 +28,7 @@ def test_round_trip(tmp_path):
     first, again = write(path), SampleJournal(path, IDENTITY)
     again.close()
     assert again.bursts == first.bursts
-    assert again.bursts["block stem", 0] == Burst((0.1, 0.123457), 2)
+    assert again.bursts["block stem", 0] == Burst((0.1, 0.123457), 2, (0.012346,))
     assert again.energies == {"block stem": 0.5, "block head": 1.5}
 
 
@@ -60,10 +61,11 @@ def test_a_file_cut_in_its_first_line_begins_anew(tmp_path):
         ("[1]", "it is no mapping"),
         ('{"item": 1, "energy_mj": 1}', "item is no text"),
         ('{"item": "a", "energy_mj": -1}', "not above 0"),
-        ('{"item": "a", "samples_ms": [], "left_out": 0, "round": 0}', "wrong type or range"),
-        ('{"item": "a", "samples_ms": [1, "x"], "left_out": 0, "round": 0}', "is no number"),
-        ('{"item": "a", "samples_ms": [NaN], "left_out": 0, "round": 0}', "not above 0"),
-        ('{"item": "a", "samples_ms": [1], "left_out": -1, "round": 0}', "wrong type or range"),
+        (f'{{"item": "a", "samples_ms": [], "left_out": 0, {REST}', "wrong type or range"),
+        (f'{{"item": "a", "samples_ms": [1, "x"], "left_out": 0, {REST}', "is no number"),
+        (f'{{"item": "a", "samples_ms": [NaN], "left_out": 0, {REST}', "not above 0"),
+        (f'{{"item": "a", "samples_ms": [1], "left_out": -1, {REST}', "wrong type or range"),
+        ('{"item": "a", "samples_ms": [1], "left_out": 0, "round": 0}', "'reference_ms'"),
         ('{"item": "a"}', "'samples_ms'"),
     ],
 )

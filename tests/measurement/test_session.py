@@ -1,5 +1,6 @@
 """What several rounds of samples become: figures, a correction, and how well these agree."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,14 +17,10 @@ CONSTANT_MJ = 2.0
 MJ_A_MS = 40.0
 
 
-@pytest.fixture(scope="module")
-def session():
-    """A session that holds three rounds of a machine that was busy in two of three bursts."""
-    rng = np.random.default_rng(1)
+def made_up_session(rng, plan, counter=None):
+    """Return a session without samples, and how long each item truly takes."""
     journal = SimpleNamespace(bursts={}, energies={})
     backend = SimpleNamespace(describe=lambda: {"backend": "none"})
-    plan = Plan(rounds=3, networks=60)
-    counter = SimpleNamespace(name="made up")
     session = Session(NASBench201Space(32, 10), plan, backend, journal, counter)
     block_ms = dict(zip(session.blocks, rng.uniform(0.1, 0.5, len(session.blocks)), strict=True))
     beside_ms = dict.fromkeys(beside_keys(session.space), BESIDE_MS)
@@ -33,6 +30,17 @@ def session():
         **{f"block {k}": session.blocks[k].copies * ms for k, ms in block_ms.items()},
         **{f"run {i}": ms for i, ms in enumerate(run_ms)},
     }
+    session.true_ms = block_ms
+    return session, true_ms
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A session that holds three rounds of a machine that was busy in two of three bursts."""
+    rng = np.random.default_rng(1)
+    plan = Plan(rounds=3, networks=60)
+    session, true_ms = made_up_session(rng, plan, SimpleNamespace(name="made up"))
+    journal = session.journal
     for item, number in session.steps():
         if number is None:  # alone a block takes half as much again
             constant, share = (CONSTANT_MJ, 1) if item.startswith("run") else (0, 1.5)
@@ -42,7 +50,6 @@ def session():
         added = rng.choice([0.0, 0.3, 0.6]) * rng.random(40)
         samples_ms = true_ms[item] * (1 + 0.002 * rng.random(40) + added)
         journal.bursts[item, number] = Burst(tuple(samples_ms), 0)
-    session.true_ms = block_ms
     return session
 
 
@@ -56,6 +63,40 @@ def test_a_busy_machine_is_seen_through(session):
     assert header["constant_ms"] == pytest.approx(CONSTANT_MS, abs=0.03)
     measured_ms = {row["measured_ms"] for row in rows.values()} - {0.0}
     assert sorted(measured_ms) == pytest.approx(sorted(session.true_ms.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_the_pace_of_a_host_is_evened_out_where_a_reference_tells_it(tells):
+    """What launches on a GPU takes up to twice as long while the host has other work."""
+    rng = np.random.default_rng(2)
+    session, true_ms = made_up_session(rng, Plan(rounds=4, networks=60))
+    session.plan = replace(session.plan, processor="cuda")
+    pace = 1.0
+    for item, number in session.steps():
+        kind, _, key = item.partition(" ")
+        if kind == "graph":
+            samples_ms = 0.25 * true_ms[f"block {key}"] * (1 + 0.01 * rng.random(20))
+            session.journal.bursts[item, number] = Burst(tuple(samples_ms), 0)
+            continue
+        if rng.random() < 0.1:
+            pace = rng.uniform(1, 2)
+        samples_ms = pace * true_ms[item] * (1 + 0.02 * rng.random(5))
+        told = pace if tells else rng.uniform(1, 2)
+        reference_ms = 0.09 * told * (1 + 0.05 * rng.random(15))
+        session.journal.bursts[item, number] = Burst(tuple(samples_ms), 0, tuple(reference_ms))
+    header, rows = session.table()
+    host = header["measurement"]["host"]
+    assert host["reference"] == "stem"
+    assert host["quiet_ms"] == pytest.approx(0.093, rel=0.1)
+    assert 30 < host["slower_percent"]["median"] < 70
+    assert host["evened_out"] == tells
+    whole = header["agreement"]["whole"]["as_corrected"]
+    assert (whole["mape_percent"] < 1.5) == (whole["kendall_tau"] > 0.95) == tells
+    if tells:
+        measured_ms = {row["measured_ms"] for row in rows.values()} - {0.0}
+        assert sorted(measured_ms) == pytest.approx(sorted(session.true_ms.values()), rel=0.1)
+        share = header["launch"]["median_share_percent"]
+        assert share == pytest.approx(75, abs=3)
 
 
 def test_rounds_beyond_the_plan_do_not_count(session):

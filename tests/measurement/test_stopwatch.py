@@ -107,12 +107,31 @@ def quiet(ms, rng):
     return ms * (1 + 0.02 * rng.standard_normal(20)) * np.where(fast, 0.8, 1)
 
 
+def test_a_reference_runs_between_samples_and_tells_their_pace():
+    calls = []
+
+    def timed():
+        calls.append("sample")
+        return 4.0
+
+    def reference():
+        calls.append("reference")
+        return 0.2
+
+    burst = Stopwatch(repeats=5, min_seconds=0, max_seconds=5).burst(timed, reference)
+    assert calls[-8:] == 2 * [*["reference"] * 3, "sample"]
+    assert burst.reference_ms == (0.2,) * 3 * len(burst.samples_ms)
+    assert burst.at_pace(0.1).samples_ms == pytest.approx((2.0,) * len(burst.samples_ms))
+    assert Stopwatch(5, 0, 5).burst(timed).reference_ms == ()
+
+
 @pytest.mark.parametrize(("machine", "low"), [(busy, True), (quiet, False)])
 def test_the_quantile_that_rounds_agree_on_is_near_the_most_accurate(machine, low):
     rng = np.random.default_rng(1)
     true_ms = rng.uniform(0.1, 3, size=200)
     things = bursts_of(true_ms, machine, rng)
-    chosen = steadiest_quantile(things)
+    chosen, apart = steadiest_quantile(things)
+    assert 0 < apart < 0.1
     assert (chosen <= 0.1) == low
     errors = errors_by_quantile(things, true_ms)
     assert errors[chosen] <= 1.1 * min(errors.values())
@@ -121,7 +140,7 @@ def test_the_quantile_that_rounds_agree_on_is_near_the_most_accurate(machine, lo
 
 def test_a_single_round_leaves_nothing_to_choose_by():
     rng = np.random.default_rng(1)
-    assert steadiest_quantile(bursts_of([1.0, 2.0], quiet, rng, rounds=1)) == 0.1
+    assert steadiest_quantile(bursts_of([1.0, 2.0], quiet, rng, rounds=1)) == (0.1, np.inf)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin")
