@@ -73,7 +73,7 @@ def test_a_killed_and_an_interrupted_measurement_go_on_and_end_as_a_table(cli, t
     records = [json.loads(line) for line in content.splitlines()[1:]]
     names = [(record["item"], record.get("round")) for record in records]
     assert len(set(names)) == len(names)
-    assert len([name for name, _ in names if name.startswith("run ")]) == 120
+    assert len([name for name, _ in names if name.startswith("run ")]) == 60
     assert "Predictions of whole networks not fitted to: MAPE" in done.stdout
     assert "device=table device.path=mine.csv" in done.stdout
 

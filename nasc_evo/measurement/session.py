@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from nasc_evo import __version__
 from nasc_evo.cost.table import Row
 from nasc_evo.errors import UserError
-from nasc_evo.measurement.agreement import BoolArray, Correction, FloatArray, choose, plain, scores
+from nasc_evo.measurement.agreement import (
+    BoolArray,
+    Correction,
+    FloatArray,
+    choose,
+    held_out,
+    plain,
+    scores,
+)
 from nasc_evo.measurement.backends import Backend, Prepared
 from nasc_evo.measurement.energy import Counter, energy_of
 from nasc_evo.measurement.journal import SampleJournal
@@ -38,9 +46,8 @@ from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.model import build_supernet
 
 MIN_NETWORKS = 20
-ENERGY_NETWORKS = 20
-"""Of the networks that a prediction is checked on, and of those that it is fitted to, so many have
-their energy measured."""
+ENERGY_NETWORKS = 40
+"""So many of the networks have their energy measured."""
 MAX_THREADS = 1024
 QUIET = 0.05
 """Which quantile of the paces of the host counts as quiet."""
@@ -60,8 +67,8 @@ class Plan:
         threads: Threads, each on a processor of its own.
         rounds: How often everything is measured, in another order each time.
         repeats: Samples of each thing in each round, at least.
-        networks: Networks that the predictions are checked on, and as many others that the
-            correction is fitted to; 0 for neither.
+        networks: Networks measured whole and as two sides of a cut, to correct sums of blocks by
+            and to check them on; 0 for neither.
         seed: Of the networks and the orders.
 
     Raises:
@@ -74,7 +81,7 @@ class Plan:
     threads: int = 1
     rounds: int = 5
     repeats: int = 20
-    networks: int = 100
+    networks: int = 200
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -124,7 +131,7 @@ class Session:
         self.blocks = block_pieces(space, self.supernet)
         self._stand_ins = beside_keys(space)
         rng = np.random.default_rng(plan.seed)
-        self.runs = random_runs(space, 2 * plan.networks, rng)
+        self.runs = random_runs(space, plan.networks, rng)
 
     @cached_property
     def _items(self) -> dict[str, Callable[[], Prepared]]:
@@ -171,10 +178,9 @@ class Session:
         return steps
 
     @property
-    def _energy_runs(self) -> list[int]:
+    def _energy_runs(self) -> range:
         """Which runs have their energy measured."""
-        networks = self.plan.networks
-        return [i for i in range(len(self.runs)) if i // 3 % networks < ENERGY_NETWORKS]
+        return range(min(len(self.runs), 3 * ENERGY_NETWORKS))
 
     def _is_done(self, item: str, number: int | None) -> bool:
         return (
@@ -266,7 +272,7 @@ class Session:
             measured_ms = np.array([figure.latency_ms for figure in figures])
             correction, scored = self._correct(alone_ms, measured_ms, range(len(self.runs)))
             header["agreement"] = self._about_runs(measured_ms) | scored
-            header["correction"] = _about(correction, "ms", self.plan.networks)
+            header["correction"] = _about(correction, "ms")
         if correction.figures[self._beside].any():
             header["beside"] = (
                 "relus, adds and pools: so many ReLUs, additions and poolings of a cell are left "
@@ -330,17 +336,17 @@ class Session:
                 "meaning": "as in agreement, of energies: energy_mj is that of the block repeated "
                 "in a row, corrected by networks run one by one, constant_mj that of every piece "
                 "beyond its blocks; idle power of what the counter counts is part of them",
-                "networks": ENERGY_NETWORKS,
+                "networks": len(runs) // 3,
                 **scored,
             }
-            header["energy_correction"] = _about(correction, "mj", ENERGY_NETWORKS)
+            header["energy_correction"] = _about(correction, "mj")
         header["constant_mj"] = _rounded(correction.constant)
         return correction.figures
 
     def _correct(
         self, alone: FloatArray, measured: FloatArray, runs: Sequence[int]
     ) -> tuple[Correction, dict[str, Any]]:
-        """Fit the correction to the runs of half of the networks, and score it on the others.
+        """Fit the correction to runs, and score predictions by those that do not know the network.
 
         Args:
             alone: Cost of each kind of block alone, `[blocks]`.
@@ -350,31 +356,28 @@ class Session:
         alone, beside = self._with_stand_ins(alone), self._beside
         counts = run_features(self.space, [self.runs[i] for i in runs], self._kinds)
         network, part = np.divmod(runs, 3)
-        fitted = network < self.plan.networks
-        correction = choose(
-            alone, beside, counts[fitted], measured[fitted], network[fitted].tolist()
-        )
-        scored = {}
-        for name, chosen in (("whole", part == 0), ("sides", part > 0)):
-            held_out = ~fitted & chosen
-            scored[name] = {
-                "plain_addition": scores(
-                    measured[held_out], plain(alone, beside).predict(counts[held_out])
-                ),
-                "as_corrected": scores(measured[held_out], correction.predict(counts[held_out])),
+        correction = choose(alone, beside, counts, measured, network)
+        added = plain(alone, beside).predict(counts)
+        predicted = held_out(alone, beside, counts, measured, network)
+        scored = {
+            name: {
+                "plain_addition": scores(measured[chosen], added[chosen]),
+                "as_corrected": scores(measured[chosen], predicted[chosen]),
             }
+            for name, chosen in (("whole", part == 0), ("sides", part > 0))
+        }
         return correction, scored
 
     def _about_runs(self, measured_ms: FloatArray) -> dict[str, Any]:
         """Return what the header says of the networks that predictions are checked on."""
         whole = range(0, len(self.runs), 3)
-        held_out_ms = measured_ms[whole][self.plan.networks :]
         about: dict[str, Any] = {
-            "meaning": "predictions against measurements of networks that the correction was not "
-            "fitted to: each whole, and both sides of a random cut of each; rounds: how well even "
-            "and odd rounds of measuring whole networks agree, the noise in every score here",
+            "meaning": "predictions against measurements of networks, each by a correction that is "
+            "fitted to nine tenths of them, without it: each whole, and both sides of a random cut "
+            "of each; rounds: how well even and odd rounds of measuring whole networks agree, the "
+            "noise in every score here",
             "networks": self.plan.networks,
-            "range_ms": [_rounded(f(held_out_ms)) for f in (np.min, np.max)],
+            "range_ms": [_rounded(f(measured_ms[whole])) for f in (np.min, np.max)],
         }
         if self.plan.rounds > 1:
             counted = [self._counted(f"run {i}") for i in whole]
@@ -419,17 +422,13 @@ def _median_and_largest(shares: FloatArray, digits: int) -> dict[str, float]:
     return {name: round(100 * float(figure), digits) for name, figure in figures.items()}
 
 
-def _about(correction: Correction, unit: str, networks: int) -> dict[str, Any]:
-    """Return what the header says of a correction that was fitted to so many networks."""
+def _about(correction: Correction, unit: str) -> dict[str, Any]:
+    """Return what the header says of a correction."""
     parameters = {
         f"{name}_{unit}" if name.startswith("constant") else name: _rounded(value)
         for name, value in correction.parameters.items()
     }
-    return {
-        "form": correction.form,
-        **parameters,
-        "fitted_to": f"{networks} other networks and both sides of a cut of each",
-    }
+    return {"form": correction.form, **parameters, "fitted_to": "all of these networks"}
 
 
 def _rounded(value: float) -> float:

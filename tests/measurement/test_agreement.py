@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nasc_evo.measurement.agreement import choose, free, plain, scaled, scores
+from nasc_evo.measurement.agreement import choose, free, held_out, plain, scaled, scores
 
 KINDS = 12
 ALONE = np.linspace(0.05, 0.6, KINDS)
@@ -35,7 +35,7 @@ def test_scores_by_hand():
 
 def test_plain_addition_stays_where_it_is_right():
     counts, measured, networks = made_up(ALONE, noise=0.002)
-    correction = choose(ALONE, NONE, counts, measured, networks.tolist())
+    correction = choose(ALONE, NONE, counts, measured, networks)
     assert correction.form == "plain"
     assert correction.constant == 0
     assert np.array_equal(correction.figures, ALONE)
@@ -47,7 +47,7 @@ def test_constant_and_scale_are_found():
     correction = scaled(ALONE, NONE, counts, measured)
     assert correction.constant == pytest.approx(0.3)
     assert correction.figures == pytest.approx(truth)
-    chosen = choose(ALONE, NONE, counts, measured * 1.0, networks.tolist())
+    chosen = choose(ALONE, NONE, counts, measured * 1.0, networks)
     assert chosen.form == "scaled"
     assert error(chosen, truth, 0.3) < 0.01
     assert error(plain(ALONE, NONE), truth, 0.3) > 1
@@ -57,9 +57,23 @@ def test_single_kinds_that_deviate_are_found():
     truth = ALONE.copy()
     truth[[3, 7]] *= (0.4, 1.8)
     counts, measured, networks = made_up(truth, constant=0.1, noise=0.005)
-    chosen = choose(ALONE, NONE, counts, measured, networks.tolist())
+    chosen = choose(ALONE, NONE, counts, measured, networks)
     assert chosen.form == "blocks"
     assert error(chosen, truth, 0.1) < 1 < error(scaled(ALONE, NONE, counts, measured), truth, 0.1)
+
+
+def test_predictions_do_not_know_the_network_they_are_of():
+    truth = ALONE.copy()
+    truth[[3, 7]] *= (0.4, 1.8)
+    counts, measured, networks = made_up(truth, constant=0.1, noise=0.02)
+    predicted = held_out(ALONE, NONE, counts, measured, networks)
+    slow = np.where(networks == 7, 3 * measured, measured)
+    changed = held_out(ALONE, NONE, counts, slow, networks) != predicted
+    assert not changed[networks % 10 == 7].any()
+    assert changed[networks % 10 != 7].all()
+    fitted = choose(ALONE, NONE, counts, measured, networks).predict(counts)
+    own, of_others = (scores(measured, p)["mape_percent"] for p in (fitted, predicted))
+    assert own < of_others < 3
 
 
 def test_no_figure_is_negative_and_unseen_kinds_keep_their_measured_latency():
@@ -82,7 +96,7 @@ def test_what_is_beside_blocks_counts_only_where_it_is_fitted():
     counts, measured, networks = made_up(truth, constant=0.1, noise=0.002, n=120)
     for correction in (plain(ALONE, beside), scaled(ALONE, beside, counts, measured)):
         assert (correction.figures[beside] == 0).all()
-    chosen = choose(ALONE, beside, counts, measured, networks.tolist())
+    chosen = choose(ALONE, beside, counts, measured, networks)
     assert chosen.form == "blocks"
     assert chosen.figures == pytest.approx(truth, abs=0.02)
     ignored = free(ALONE, beside, np.where(beside, 0, counts), measured, 0.1)

@@ -58,7 +58,7 @@ def test_graphs_save_launches():
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", ["eager", "graph"])
 def test_a_table_of_the_gpu(tmp_path, launch):
-    plan = Plan(processor="cuda", launch=launch, rounds=1, repeats=5, networks=20)
+    plan = Plan(processor="cuda", launch=launch, rounds=1, repeats=5, networks=40)
     out = tmp_path / "gpu.csv"
     assert measure(SPACES[1], plan, out, "gpu", True, create_console()) == 0
     table = CostTable.load(out, SPACES[1])

@@ -38,7 +38,7 @@ def made_up_session(rng, plan, counter=None):
 def session():
     """A session that holds three rounds of a machine that was busy in two of three bursts."""
     rng = np.random.default_rng(1)
-    plan = Plan(rounds=3, networks=60)
+    plan = Plan(rounds=3, networks=120)
     session, true_ms = made_up_session(rng, plan, SimpleNamespace(name="made up"))
     journal = session.journal
     for item, number in session.steps():
@@ -69,7 +69,7 @@ def test_a_busy_machine_is_seen_through(session):
 def test_the_pace_of_a_host_is_evened_out_where_a_reference_tells_it(tells):
     """What launches on a GPU takes up to twice as long while the host has other work."""
     rng = np.random.default_rng(2)
-    session, true_ms = made_up_session(rng, Plan(rounds=4, networks=60))
+    session, true_ms = made_up_session(rng, Plan(rounds=4, networks=120))
     session.plan = replace(session.plan, processor="cuda")
     pace = 1.0
     for item, number in session.steps():
@@ -109,13 +109,17 @@ def test_rounds_beyond_the_plan_do_not_count(session):
 def test_energies_are_corrected_by_whole_networks(session):
     header, rows = session.table()
     agreement = header["energy_agreement"]
-    assert agreement["networks"] == 20
+    assert agreement["networks"] == 40
     assert agreement["whole"]["plain_addition"]["mape_percent"] > 20
     assert agreement["whole"]["as_corrected"]["mape_percent"] < 3
     assert header["constant_mj"] == pytest.approx(CONSTANT_MJ, abs=1)
     keys = {place: key[0] for place, key in table_keys(session.space).items() if key is not None}
     got = {key: rows[place]["energy_mj"] for place, key in keys.items() if key in session.blocks}
-    assert got == pytest.approx({k: MJ_A_MS * session.true_ms[k] for k in got}, rel=0.3)
+    expected = {key: MJ_A_MS * session.true_ms[key] for key in got}
+    for stage in ("stage_1", "stage_2", "stage_3"):  # pools of few inputs are hard to tell apart
+        got[f"avg_pool_3x3 {stage}"] += rows[f"{stage}_pools", "1"]["energy_mj"]
+        expected[f"avg_pool_3x3 {stage}"] += MJ_A_MS * BESIDE_MS
+    assert got == pytest.approx(expected, rel=0.3)
 
 
 def test_what_is_beside_blocks_is_known_from_whole_networks(session):
