@@ -118,6 +118,10 @@ def run_evaluator(config: Any) -> int:
     return 0
 
 
+GROWING = ("rounds", "networks")
+"""Fields of a plan that an interrupted measurement may go on with more of."""
+
+
 def output_file(name: str | None) -> Path:
     """Return the file to write, its folder made if need be.
 
@@ -177,7 +181,7 @@ def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: 
     identity = {
         "space": space.name,
         "geometry": space.geometry,
-        **{key: value for key, value in asdict(plan).items() if key != "rounds"},  # may be added
+        **{key: value for key, value in asdict(plan).items() if key not in GROWING},
         "runs_on": backend.describe(),
         "machine": here,
     }
@@ -243,14 +247,15 @@ def summary(header: Mapping[str, Any], session: Any, table: str, energy: bool) -
         for name, what in (("whole", "whole networks"), ("sides", "sides of a cut")):
             before, after = agreement[name]["plain_addition"], agreement[name]["as_corrected"]
             sentences.append(
-                f"Predictions of {what} not fitted to: MAPE {after['mape_percent']} %, "
-                f"R2 {after['r2']}, Kendall's tau {after['kendall_tau']} (plain addition: "
+                f"Predictions of {what}, each unknown to the correction: "
+                f"MAPE {after['mape_percent']} %, R2 {after['r2']}, "
+                f"Kendall's tau {after['kendall_tau']} (plain addition: "
                 f"{before['mape_percent']} %, {before['r2']}, {before['kendall_tau']})."
             )
     if "energy_agreement" in header:
         whole = header["energy_agreement"]["whole"]["as_corrected"]
         sentences.append(
-            f"Energies of whole networks not fitted to: MAPE {whole['mape_percent']} %, "
+            f"Energies of whole networks likewise: MAPE {whole['mape_percent']} %, "
             f"Kendall's tau {whole['kendall_tau']}."
         )
     if session.counter is None and energy:

@@ -24,7 +24,7 @@ from nasc_evo.supernet.score import Score
 from problems import FBNetSplit
 from tests.conftest import FAST, FAST_OPTIONS
 
-QUICK = ("rounds=1", "repeats=3", "networks=20")
+QUICK = ("rounds=1", "repeats=3", "networks=40")
 
 
 def start(tmp_path, *args):
@@ -73,8 +73,8 @@ def test_a_killed_and_an_interrupted_measurement_go_on_and_end_as_a_table(cli, t
     records = [json.loads(line) for line in content.splitlines()[1:]]
     names = [(record["item"], record.get("round")) for record in records]
     assert len(set(names)) == len(names)
-    assert len([name for name, _ in names if name.startswith("run ")]) == 60
-    assert "Predictions of whole networks not fitted to: MAPE" in done.stdout
+    assert len([name for name, _ in names if name.startswith("run ")]) == 120
+    assert "Predictions of whole networks, each unknown to the correction: MAPE" in done.stdout
     assert "device=table device.path=mine.csv" in done.stdout
 
     table = CostTable.load(tmp_path / "mine.csv", FBNetSpace(32, 10))
@@ -182,7 +182,7 @@ def test_more_rounds_go_on_from_those_that_there_are(cli, tmp_path):
         (["out=a.csv", "launch=graph"], "launch=graph needs processor=cuda"),
         (["out=a.csv", "threads=0"], "threads must be in 1..1024, got 0"),
         (["out=a.csv", "threads=1000"], "threads=1000 is more than the"),
-        (["out=a.csv", "networks=5"], "networks must be 0 or at least 20, got 5"),
+        (["out=a.csv", "networks=5"], "networks must be 0 or at least 40, got 5"),
         (["out=a.csv", "repeats=many"], "repeats"),
         (["out=a.csv", "backend=onnxruntime", "processor=cuda"], "on processor=cpu only, got cuda"),
     ],

@@ -81,7 +81,8 @@ def _bad_prediction(table: CostTable) -> Iterator[str]:
     if error is not None and error[0] > MAX_MAPE_PERCENT:
         yield (
             f"energies of measured whole networks are predicted with an error of {error[0]:g} %; "
-            f"up to {MAX_MAPE_PERCENT:g} % is usual."
+            f"up to {MAX_MAPE_PERCENT:g} % is usual. Delete the table and, of its samples, the "
+            "lines with energy_mj, and give the same command."
         )
 
 

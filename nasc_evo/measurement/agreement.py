@@ -25,14 +25,15 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 from scipy.stats import kendalltau
 
+from nasc_evo.space.architecture import IntArray
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
 
 FOLDS = 5
-"""Of the cross validation that chooses a form."""
+"""In so many parts networks are divided to choose a form."""
 HELD_OUT_FOLDS = 10
-"""Of the cross validation that says how good the chosen ones are."""
+"""In so many to say how good a chosen one predicts networks that it does not know."""
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Of a relative deviation of 1 against relative errors of 1, for the free form."""
 WORTH = 0.95
@@ -43,7 +44,7 @@ NEGLIGIBLE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What predicts the latency of runs.
+    """What predicts the cost of runs.
 
     Attributes:
         form: `plain`, `scaled` or `blocks`.

@@ -217,7 +217,7 @@ class TorchCuda:
     def describe(self) -> dict[str, Any]:
         """Return versions."""
         return {
-            "backend": "torch, eager, folded convolutions by cuDNN, float32 in and out",
+            "backend": "torch, folded convolutions by cuDNN, float32 in and out",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32),

@@ -19,7 +19,7 @@ RAPL = Path("/sys/class/powercap")
 SECONDS_A_READING = 0.005
 WARMUP_SECONDS = 0.1
 SECONDS_A_LOOK = 0.005
-"""Work in a row; waiting for its end hardly counts."""
+"""How long work goes on in a row at least, so that waiting for its end hardly counts."""
 MIN_SECONDS = 0.5
 MAX_SECONDS = 2.0
 MIN_STEPS = 4

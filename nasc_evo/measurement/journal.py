@@ -102,20 +102,22 @@ class SampleJournal:
         samples, left_out, number = record["samples_ms"], record["left_out"], record["round"]
         reference = record["reference_ms"]
         whole = all(type(value) is int and value >= 0 for value in (left_out, number))
-        lists = isinstance(samples, list) and isinstance(reference, list)
-        if not lists or not samples or not whole:
+        if not isinstance(samples, list) or not samples or not whole:
             raise ValueError("a field has a wrong type or range")
         self.bursts[item, number] = Burst(
-            tuple(map(_positive, samples)), left_out, tuple(map(_positive, reference))
+            tuple(map(_positive, samples)),
+            left_out,
+            None if reference is None else _positive(reference),
         )
 
     def add_burst(self, item: str, number: int, burst: Burst) -> None:
-        """Write a burst; samples are kept to a nanosecond."""
-        samples, reference = (
-            tuple(max(round(sample, 6), 1e-6) for sample in row)
-            for row in (burst.samples_ms, burst.reference_ms)
+        """Write a burst; its times are kept to a nanosecond."""
+        kept = Burst(
+            tuple(map(_to_a_nanosecond, burst.samples_ms)),
+            burst.left_out,
+            None if burst.reference_ms is None else _to_a_nanosecond(burst.reference_ms),
         )
-        self.bursts[item, number] = kept = Burst(samples, burst.left_out, reference)
+        self.bursts[item, number] = kept
         self._write({"item": item, "round": number, **asdict(kept)})
 
     def add_energy(self, item: str, energy_mj: float) -> None:
@@ -141,6 +143,10 @@ class SampleJournal:
             with contextlib.suppress(OSError):  # a full disk has been reported by _write
                 self._file.close()
         self._lock.release()
+
+
+def _to_a_nanosecond(time_ms: float) -> float:
+    return max(round(time_ms, 6), 1e-6)
 
 
 def _positive(value: Any) -> float:

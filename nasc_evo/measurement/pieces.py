@@ -45,6 +45,8 @@ from nasc_evo.supernet.model import (
     run_blocks,
 )
 
+RUNS_A_NETWORK = 3
+"""Whole, first side, second side."""
 Shape = tuple[int, ...]
 """Shape of the tensor that enters, without the batch: `(C, H, W)`, or `(C,)` for a classifier."""
 
@@ -257,10 +259,11 @@ def random_runs(space: ArchitectureSpace, n: int, rng: np.random.Generator) -> l
     Networks whose output does not depend on their input are left out.
 
     Returns:
-        3 n runs: whole, first side and second side of each network in turn.
+        Whole, first side and second side of each network in turn; those of fewer are the first ones
+        of these.
     """
     runs: list[Run] = []
-    while len(runs) < 3 * n:
+    while len(runs) < RUNS_A_NETWORK * n:
         ops = np.array([rng.integers(len(choices)) for choices in space.gene_ops])
         cut = int(rng.integers(1, space.n_blocks))
         if not _is_fed(space, ops):

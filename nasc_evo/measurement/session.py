@@ -26,6 +26,7 @@ from nasc_evo.measurement.backends import Backend, Prepared
 from nasc_evo.measurement.energy import Counter, energy_of
 from nasc_evo.measurement.journal import SampleJournal
 from nasc_evo.measurement.pieces import (
+    RUNS_A_NETWORK,
     Piece,
     Run,
     beside_keys,
@@ -45,12 +46,14 @@ from nasc_evo.measurement.stopwatch import (
 from nasc_evo.space.architecture import ArchitectureSpace
 from nasc_evo.supernet.model import build_supernet
 
-MIN_NETWORKS = 20
+MIN_NETWORKS = 40
 ENERGY_NETWORKS = 40
 """So many of the networks have their energy measured."""
 MAX_THREADS = 1024
 QUIET = 0.05
-"""Which quantile of the paces of the host counts as quiet."""
+"""Which quantile of what a reference took counts as that on a quiet host."""
+EVENING_WORTH = 0.9
+"""Evening out must bring even and odd rounds together to this share of their distance."""
 
 OnStep = Callable[[int, str], None]
 """Called with the steps done and the item measured next, empty at the end."""
@@ -180,7 +183,7 @@ class Session:
     @property
     def _energy_runs(self) -> range:
         """Which runs have their energy measured."""
-        return range(min(len(self.runs), 3 * ENERGY_NETWORKS))
+        return range(min(len(self.runs), RUNS_A_NETWORK * ENERGY_NETWORKS))
 
     def _is_done(self, item: str, number: int | None) -> bool:
         return (
@@ -217,43 +220,46 @@ class Session:
             done += 1
         on_step(done, "")
 
-    def _bursts(self, item: str, evened: bool) -> list[Burst]:
-        """Return the bursts of an item, as measured or at the pace of a quiet host."""
-        bursts = [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
-        if not evened:
-            return bursts
-        return [b.at_pace(self._quiet_ms) if b.reference_ms else b for b in bursts]
+    def _measured(self, item: str) -> list[Burst]:
+        """Return the bursts of an item, round by round."""
+        return [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
+
+    def _evened(self, bursts: list[Burst]) -> list[Burst]:
+        """Return bursts as on a quiet host; those without a reference stay as they are."""
+        return [b if b.reference_ms is None else b.at_pace(self._quiet_ms) for b in bursts]
 
     @cached_property
     def _paces_ms(self) -> FloatArray:
-        """What the reference took in the median of each burst that has one."""
-        counted = [b for (_, n), b in self.journal.bursts.items() if n < self.plan.rounds]
-        return np.array([np.median(b.reference_ms) for b in counted if b.reference_ms])
+        """What the reference took in each burst that has one."""
+        bursts = [burst for item in self._items for burst in self._measured(item)]
+        return np.array([b.reference_ms for b in bursts if b.reference_ms is not None])
 
     @cached_property
     def _quiet_ms(self) -> float:
-        """What the reference takes when the host is quiet."""
+        """What the reference takes on a quiet host."""
         return float(np.quantile(self._paces_ms, QUIET))
 
     @cached_property
-    def _counts(self) -> tuple[bool, float]:
-        """Whether samples count as at the pace of a quiet host, and which quantile of them does.
+    def _choice(self) -> tuple[bool, float]:
+        """Whether bursts are evened out, and which quantile of their samples counts.
 
         What even and odd rounds agree best on, once everything is measured.
         """
-        choices = []
-        for evened in (False, True)[: 1 + (len(self._paces_ms) > 0)]:
-            things = [self._bursts(item, evened) for item in self._items]
-            quantile, apart = steadiest_quantile(things)
-            choices.append((apart, evened, quantile))
-        return min(choices)[1:]
+        things = [self._measured(item) for item in self._items]
+        quantile, apart = steadiest_quantile(things)
+        if len(self._paces_ms):
+            of_evened, evened_apart = steadiest_quantile([self._evened(b) for b in things])
+            if evened_apart < EVENING_WORTH * apart:
+                return True, of_evened
+        return False, quantile
 
-    def _counted(self, item: str) -> tuple[list[Burst], float]:
-        evened, quantile = self._counts
-        return self._bursts(item, evened), quantile
+    def _bursts(self, item: str) -> list[Burst]:
+        """Return the bursts of an item as they count."""
+        bursts = self._measured(item)
+        return self._evened(bursts) if self._choice[0] else bursts
 
     def _figure(self, item: str) -> Figure:
-        return summarize(*self._counted(item))
+        return summarize(self._bursts(item), self._choice[1])
 
     def table(self) -> tuple[dict[str, Any], dict[tuple[str, str], Row]]:
         """Return what is known beyond name and machine, for the header, and the rows."""
@@ -272,7 +278,7 @@ class Session:
             measured_ms = np.array([figure.latency_ms for figure in figures])
             correction, scored = self._correct(alone_ms, measured_ms, range(len(self.runs)))
             header["agreement"] = self._about_runs(measured_ms) | scored
-            header["correction"] = _about(correction, "ms")
+            header["correction"] = _about(correction, "ms", self.plan.networks)
         if correction.figures[self._beside].any():
             header["beside"] = (
                 "relus, adds and pools: so many ReLUs, additions and poolings of a cell are left "
@@ -287,19 +293,21 @@ class Session:
                 "same block as a CUDA graph; measured_ms contains it, graphs save it",
             }
         energy_mj = self._energies(header, copies)
+        if energy_mj is None:
+            header["measurement"]["energy"] = None
         columns = {"latency_ms": correction.figures, "energy_mj": energy_mj}
         none = np.zeros(len(self._stand_ins))  # nothing beside blocks is measured alone
         columns |= {"measured_ms": np.concatenate([alone_ms, none])}
         columns |= {"spread_ms": np.concatenate([spread_ms, none])}
         if launch_ms is not None:
             columns["launch_ms"] = np.concatenate([launch_ms, none])
+        row_of = {kind: i for i, kind in enumerate(self._kinds)}
         rows: dict[tuple[str, str], Row] = {}
         for place, key in table_keys(self.space).items():
-            name, times = key or ("", 0)
-            i = self._kinds.index(name) if key else 0
+            i, times = (0, 0) if key is None else (row_of[key[0]], key[1])
             rows[place] = {
-                column: None if figures is None else _rounded(times * figures[i])
-                for column, figures in columns.items()
+                column: None if costs is None else _rounded(times * costs[i])
+                for column, costs in columns.items()
             }
         return header, rows
 
@@ -332,30 +340,32 @@ class Session:
         if self.plan.networks:
             measured_mj = np.array(runs, dtype=float)
             correction, scored = self._correct(alone_mj, measured_mj, self._energy_runs)
+            networks = len(runs) // RUNS_A_NETWORK
             header["energy_agreement"] = {
                 "meaning": "as in agreement, of energies: energy_mj is that of the block repeated "
                 "in a row, corrected by networks run one by one, constant_mj that of every piece "
                 "beyond its blocks; idle power of what the counter counts is part of them",
-                "networks": len(runs) // 3,
+                "networks": networks,
+                "range_mj": _range(measured_mj[::RUNS_A_NETWORK]),
                 **scored,
             }
-            header["energy_correction"] = _about(correction, "mj")
+            header["energy_correction"] = _about(correction, "mj", networks)
         header["constant_mj"] = _rounded(correction.constant)
         return correction.figures
 
     def _correct(
         self, alone: FloatArray, measured: FloatArray, runs: Sequence[int]
     ) -> tuple[Correction, dict[str, Any]]:
-        """Fit the correction to runs, and score predictions by those that do not know the network.
+        """Fit the correction to runs, and score those that do not know the network they predict.
 
         Args:
-            alone: Cost of each kind of block alone, `[blocks]`.
+            alone: Cost of each block alone, `[blocks]`.
             measured: Cost of the runs, `[runs]`.
-            runs: Which they are.
+            runs: Indices of these runs, `[runs]`.
         """
         alone, beside = self._with_stand_ins(alone), self._beside
         counts = run_features(self.space, [self.runs[i] for i in runs], self._kinds)
-        network, part = np.divmod(runs, 3)
+        network, part = np.divmod(runs, RUNS_A_NETWORK)
         correction = choose(alone, beside, counts, measured, network)
         added = plain(alone, beside).predict(counts)
         predicted = held_out(alone, beside, counts, measured, network)
@@ -370,31 +380,31 @@ class Session:
 
     def _about_runs(self, measured_ms: FloatArray) -> dict[str, Any]:
         """Return what the header says of the networks that predictions are checked on."""
-        whole = range(0, len(self.runs), 3)
+        whole = range(0, len(self.runs), RUNS_A_NETWORK)
         about: dict[str, Any] = {
-            "meaning": "predictions against measurements of networks, each by a correction that is "
-            "fitted to nine tenths of them, without it: each whole, and both sides of a random cut "
-            "of each; rounds: how well even and odd rounds of measuring whole networks agree, the "
-            "noise in every score here",
+            "meaning": "predictions against measurements of networks, whole and as both sides of a "
+            "random cut, each by a correction fitted to nine tenths of the networks, without it; "
+            "that of the table is fitted to all; rounds: how well even and odd rounds of measuring "
+            "whole networks agree, the noise in every score here",
             "networks": self.plan.networks,
-            "range_ms": [_rounded(f(measured_ms[whole])) for f in (np.min, np.max)],
+            "range_ms": _range(measured_ms[whole]),
         }
         if self.plan.rounds > 1:
-            counted = [self._counted(f"run {i}") for i in whole]
+            quantile = self._choice[1]
             even_ms, odd_ms = np.array(
                 [
                     [summarize(half, quantile).latency_ms for half in halves(bursts)]
-                    for bursts, quantile in counted
+                    for bursts in (self._bursts(f"run {i}") for i in whole)
                 ]
             ).T
             about["rounds"] = scores(even_ms, odd_ms)
         return about
 
     def _circumstances(self, alone: list[Figure]) -> dict[str, Any]:
-        bursts = [burst for (_, n), burst in self.journal.bursts.items() if n < self.plan.rounds]
+        bursts = [burst for item in self._items for burst in self._measured(item)]
         taken = sum(len(burst.samples_ms) + burst.left_out for burst in bursts)
         disagreement = [figure.disagreement for figure in alone]
-        evened, quantile = self._counts
+        evened, quantile = self._choice
         circumstances: dict[str, Any] = {
             **{k: v for k, v in asdict(self.plan).items() if k not in ("backend", "networks")},
             **self.backend.describe(),
@@ -408,6 +418,8 @@ class Session:
         }
         if len(self._paces_ms):
             circumstances["host"] = {
+                "meaning": "the reference ran beside every sample; if evened_out, every latency "
+                "here, those of whole networks too, is scaled by quiet_ms to what it took",
                 "reference": next(iter(self.blocks)),
                 "quiet_ms": _rounded(self._quiet_ms),
                 "slower_percent": _median_and_largest(self._paces_ms / self._quiet_ms - 1, 1),
@@ -422,13 +434,22 @@ def _median_and_largest(shares: FloatArray, digits: int) -> dict[str, float]:
     return {name: round(100 * float(figure), digits) for name, figure in figures.items()}
 
 
-def _about(correction: Correction, unit: str) -> dict[str, Any]:
-    """Return what the header says of a correction."""
+def _range(figures: FloatArray) -> list[float]:
+    """Return the smallest and the largest."""
+    return [_rounded(figures.min()), _rounded(figures.max())]
+
+
+def _about(correction: Correction, unit: str, networks: int) -> dict[str, Any]:
+    """Return what the header says of a correction that was fitted to so many networks."""
     parameters = {
         f"{name}_{unit}" if name.startswith("constant") else name: _rounded(value)
         for name, value in correction.parameters.items()
     }
-    return {"form": correction.form, **parameters, "fitted_to": "all of these networks"}
+    return {
+        "form": correction.form,
+        **parameters,
+        "fitted_to": f"{networks} networks and both sides of a cut of each",
+    }
 
 
 def _rounded(value: float) -> float:

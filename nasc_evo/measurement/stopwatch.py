@@ -35,12 +35,12 @@ class Burst:
     Attributes:
         samples_ms: Those that count, in the order in which they were taken.
         left_out: How many were disturbed or outliers.
-        reference_ms: What a reference took between them; empty without one.
+        reference_ms: What a reference took between them, the median; None without one.
     """
 
     samples_ms: tuple[float, ...]
     left_out: int
-    reference_ms: tuple[float, ...] = ()
+    reference_ms: float | None = None
 
     @property
     def median_ms(self) -> float:
@@ -48,9 +48,11 @@ class Burst:
         return float(np.median(self.samples_ms))
 
     def at_pace(self, reference_ms: float) -> "Burst":
-        """Return what the samples would be where the reference takes that long in the median."""
-        pace = reference_ms / float(np.median(self.reference_ms))
-        return replace(self, samples_ms=tuple(pace * sample for sample in self.samples_ms))
+        """Return what the burst would be on a host on which the reference takes so many ms."""
+        assert self.reference_ms is not None
+        pace = reference_ms / self.reference_ms
+        samples_ms = tuple(pace * sample for sample in self.samples_ms)
+        return replace(self, samples_ms=samples_ms, reference_ms=reference_ms)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Stopwatch:
 
         Args:
             timed: Runs once and returns the milliseconds that it took.
-            reference: Likewise; runs before each sample, some times.
+            reference: Likewise runs a reference, :data:`REFERENCES_A_SAMPLE` times before each
+                sample.
         """
         start = time.perf_counter()
         for _ in range(WARMUP_RUNS):
@@ -86,11 +89,11 @@ class Stopwatch:
             timed()
         clean: list[float] = []
         disturbed: list[float] = []
-        paces: list[float] = []
+        references: list[float] = []
         start = time.perf_counter()
         while True:
             if reference is not None:
-                paces += [reference() for _ in range(REFERENCES_A_SAMPLE)]
+                references += [reference() for _ in range(REFERENCES_A_SAMPLE)]
             before = interruptions()
             sample = timed()
             (clean if interruptions() == before else disturbed).append(sample)
@@ -102,7 +105,8 @@ class Stopwatch:
         if len(clean) < self.repeats / 3:
             clean, disturbed = clean + disturbed, []
         kept = without_outliers(clean)
-        return Burst(tuple(kept), len(clean) + len(disturbed) - len(kept), tuple(paces))
+        reference_ms = float(np.median(references)) if references else None
+        return Burst(tuple(kept), len(clean) + len(disturbed) - len(kept), reference_ms)
 
 
 def interruptions() -> int:

@@ -1,6 +1,7 @@
 """`python -m nasc_evo.costs`, mostly in this process."""
 
 import csv
+import json
 import os
 import pickle
 import subprocess
@@ -195,6 +196,28 @@ def test_check_warns_of_other_units(capsys, tmp_path, factor, message):
     else:
         (line,) = out.splitlines()[1:]
         assert line.startswith(f"Warning: {message}")
+
+
+@pytest.mark.parametrize(
+    ("agreement", "error", "tau", "message"),
+    [
+        ("agreement", 4.9, 0.91, None),
+        ("agreement", 5.1, 0.91, "measured whole networks are predicted with an error of 5.1 %"),
+        ("agreement", 4.9, 0.89, "and Kendall's tau 0.89; 5 % and 0.9 are usual"),
+        ("energy_agreement", 4.9, 0.5, None),
+        ("energy_agreement", 5.1, 0.99, "energies of measured whole networks are predicted with"),
+    ],
+)
+def test_check_warns_of_bad_predictions(capsys, tmp_path, agreement, error, tau, message):
+    path = tmp_path / "mine.csv"
+    write_table(path, FBNetSpace(32, 10), scaled(1.0), energy=scaled(1.0))
+    scores = {"mape_percent": error, "kendall_tau": tau}
+    line = f"# {agreement}: {json.dumps({'whole': {'as_corrected': scores}})}\n"
+    path.write_text(path.read_text().replace("position,op", f"{line}position,op", 1))
+    code, out, err = run(capsys, "check", path, "--space", "fbnet")
+    assert (code, err) == (0, "")
+    assert ("Warning" in out) == (message is not None)
+    assert message is None or message in out
 
 
 def test_check_warns_of_joules(capsys, tmp_path):
