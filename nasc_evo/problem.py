@@ -150,7 +150,7 @@ class SplitProblem(Problem):
         needs_energy = "energy_mj" in (*self.objectives, *self.limits)
         missing = chain.missing_for_energy()
         if needs_energy and missing:
-            raise UserError(f"energy_mj cannot be computed: {' and '.join(missing)} unknown.")
+            raise UserError(f"energy_mj cannot be computed without {' and '.join(missing)}.")
         self.on_evaluation: Callable[[Evaluation, bool], None] | None = None
         self.evaluations = SpillingDict(pack_evaluation, unpack_evaluation)
         self._remembered: list[Mapping[tuple[str, str, int], Score]] = []

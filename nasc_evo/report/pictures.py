@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from nasc_evo.cost.chain import DEVICE
 from nasc_evo.problem import VARYING, SplitProblem
@@ -86,21 +87,27 @@ def _draw_objectives(
         zorder=1,
         rasterized=True,  # thousands of points make an .svg of megabytes
     )
-    latency = [d.evaluation.metric(latency_ms) for d in result.front]
-    error = [100 * d.evaluation.score.error for d in result.front]
-    bars = [100 * d.evaluation.score.standard_error for d in result.front]
-    order = np.argsort(latency, kind="stable")
+    latency = np.array([d.evaluation.metric(latency_ms) for d in result.front])
+    error = np.array([100 * d.evaluation.score.error for d in result.front])
     axes.errorbar(
-        np.array(latency)[order],
-        np.array(error)[order],
-        yerr=np.array(bars)[order],
+        latency,
+        error,
+        yerr=[100 * d.evaluation.score.standard_error for d in result.front],
         color=FRONT_COLOUR,
         marker="o",
         markersize=5,
-        linewidth=1.2,
+        linestyle="none",
         elinewidth=0.8,
-        drawstyle="steps-post",
         label="front, ± standard error",
+        zorder=3,
+    )
+    order = np.argsort(latency, kind="stable")
+    axes.step(  # below designs that are on the front for another objective
+        latency[order],
+        np.minimum.accumulate(error[order]),
+        where="post",
+        color=FRONT_COLOUR,
+        linewidth=1.2,
         zorder=3,
     )
     if result.recommended is not None:
@@ -136,7 +143,7 @@ def _draw_objectives(
     axes.grid(alpha=0.3)
 
 
-def _limit_view(axes: Axes, error: list[float], result: FinalResult) -> None:
+def _limit_view(axes: Axes, error: NDArray[np.float64], result: FinalResult) -> None:
     """Keep evaluated designs that are far worse than the front from squeezing it."""
     shown = [*error, *(100 * row["error"] for row in result.references)]
     span = max(shown) - min(shown)
