@@ -46,8 +46,8 @@ def session():
     session, true_ms = made_up_session(rng, plan, SimpleNamespace(name="made up"))
     journal = session.journal
     for item, number in session.steps():
-        if number is None:  # alone a block takes half as much again
-            constant, share = (CONSTANT_MJ, 1) if item.startswith("run") else (0, 1.5)
+        if number is None:  # alone a block takes twice as much
+            constant, share = (CONSTANT_MJ, 1) if item.startswith("run") else (0, 2)
             own_ms = true_ms[item] - CONSTANT_MS * item.startswith("run")
             journal.energies[item] = constant + share * MJ_A_MS * own_ms * rng.uniform(0.98, 1.02)
             continue
@@ -157,7 +157,7 @@ def test_energies_are_corrected_by_whole_networks(session):
     agreement = header["energy_agreement"]
     assert agreement["networks"] == 40
     assert 0 < agreement["range_mj"][0] < agreement["range_mj"][1]
-    assert agreement["whole"]["plain_addition"]["mape_percent"] > 20
+    assert agreement["whole"]["plain_addition"]["mape_percent"] > 30
     assert agreement["whole"]["as_corrected"]["mape_percent"] < 3
     assert header["constant_mj"] == pytest.approx(CONSTANT_MJ, abs=1)
     keys = {place: key[0] for place, key in table_keys(session.space).items() if key is not None}
@@ -166,7 +166,7 @@ def test_energies_are_corrected_by_whole_networks(session):
     for stage in ("stage_1", "stage_2", "stage_3"):  # an edge that pools and its node go together
         got[f"avg_pool_3x3 {stage}"] += rows[f"{stage}_pools", "1"]["energy_mj"]
         expected[f"avg_pool_3x3 {stage}"] += MJ_A_MS * BESIDE_MS
-    assert got == pytest.approx(expected, rel=0.3)
+    assert got == pytest.approx(expected, rel=0.08)
 
 
 def test_what_is_beside_blocks_is_known_from_whole_networks(session):
