@@ -14,7 +14,7 @@ from nasc_evo.errors import UserError, brief, one_line
 from nasc_evo.files import parse_json, read_bytes
 from nasc_evo.measurement.stopwatch import Burst
 
-FORMAT = "nasc_evo measurement 3"
+FORMAT = "nasc_evo measurement 4"
 MAX_BYTES = 256 * 2**20
 
 
@@ -22,7 +22,7 @@ class SampleJournal:
     """Appends bursts and energies to a file, flushed line by line.
 
     The first line says what is measured, on what, and how; the others are `{"item", "round",
-    "samples_ms", "left_out", "reference_ms"}` or `{"item", "energy_mj"}`.
+    "samples_ms", "left_out", "references_ms"}` or `{"item", "energy_mj"}`.
 
     Args:
         path: The file.
@@ -100,14 +100,18 @@ class SampleJournal:
             self.energies[item] = _positive(record["energy_mj"])
             return
         samples, left_out, number = record["samples_ms"], record["left_out"], record["round"]
-        reference = record["reference_ms"]
+        references = record["references_ms"]
         whole = all(type(value) is int and value >= 0 for value in (left_out, number))
         if not isinstance(samples, list) or not samples or not whole:
             raise ValueError("a field has a wrong type or range")
+        if references is not None and not (
+            isinstance(references, list) and len(references) == len(samples)
+        ):
+            raise ValueError("there is not one of references_ms for each of samples_ms")
         self.bursts[item, number] = Burst(
             tuple(map(_positive, samples)),
             left_out,
-            None if reference is None else _positive(reference),
+            None if references is None else tuple(map(_positive, references)),
         )
 
     def add_burst(self, item: str, number: int, burst: Burst) -> None:
@@ -115,7 +119,9 @@ class SampleJournal:
         kept = Burst(
             tuple(map(_to_a_nanosecond, burst.samples_ms)),
             burst.left_out,
-            None if burst.reference_ms is None else _to_a_nanosecond(burst.reference_ms),
+            None
+            if burst.references_ms is None
+            else tuple(map(_to_a_nanosecond, burst.references_ms)),
         )
         self.bursts[item, number] = kept
         self._write({"item": item, "round": number, **asdict(kept)})

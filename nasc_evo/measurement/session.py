@@ -40,6 +40,7 @@ from nasc_evo.measurement.stopwatch import (
     Figure,
     Stopwatch,
     halves,
+    quiet_reference_ms,
     steadiest_quantile,
     summarize,
 )
@@ -50,10 +51,10 @@ MIN_NETWORKS = 40
 ENERGY_NETWORKS = 40
 """So many of the networks have their energy measured."""
 MAX_THREADS = 1024
-QUIET = 0.05
-"""Which quantile of what a reference took counts as that on a quiet host."""
 EVENING_WORTH = 0.9
 """Evening out must bring even and odd rounds together to this share of their distance."""
+BLOCKS_A_REFERENCE = 3
+"""The median of so many runs of the first block is the reference of a block."""
 
 OnStep = Callable[[int, str], None]
 """Called with the steps done and the item measured next, empty at the end."""
@@ -154,10 +155,22 @@ class Session:
         return self.plan.processor == "cuda" and self.plan.launch == "eager"
 
     @cached_property
-    def _reference(self) -> Callable[[], float]:
-        """What tells the pace of the host that launches: the first block."""
-        piece = next(iter(self.blocks.values()))
-        return self.backend.prepare(piece, graph=False, whole=True).timed
+    def _references(self) -> dict[str, Callable[[], float]]:
+        """What tells the pace of the host that launches: the first block and the first network.
+
+        Each is a reference of its like. What a busy host costs a block in a loop, whose code stays
+        in the caches, is not what it costs a network.
+        """
+        first = next(iter(self.blocks.values()))
+        block = self.backend.prepare(first, graph=False, whole=True).timed
+
+        def of_blocks() -> float:
+            return float(np.median([block() for _ in range(BLOCKS_A_REFERENCE)]))
+
+        references = {"block": of_blocks}
+        if self.runs:
+            references["run"] = self._prepare_run(self.runs[0], graph=False).timed
+        return references
 
     def _prepare(self, piece: Piece, graph: bool) -> Prepared:
         return self.backend.prepare(piece, graph=graph, whole=False)
@@ -214,8 +227,7 @@ class Session:
                     break  # nor will it tell the others
                 self.journal.add_energy(item, energy_mj)
             else:
-                paced = self._separates_launches and not item.startswith("graph ")
-                reference = self._reference if paced else None
+                reference = self._references.get(_kind(item)) if self._separates_launches else None
                 self.journal.add_burst(item, number, stopwatch.burst(prepared.timed, reference))
             done += 1
         on_step(done, "")
@@ -224,20 +236,25 @@ class Session:
         """Return the bursts of an item, round by round."""
         return [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
 
-    def _evened(self, bursts: list[Burst]) -> list[Burst]:
-        """Return bursts as on a quiet host; those without a reference stay as they are."""
-        return [b if b.reference_ms is None else b.at_pace(self._quiet_ms) for b in bursts]
+    @cached_property
+    def _timed(self) -> list[str]:
+        """The items that make latencies: all but blocks as graphs, which tell launches apart."""
+        return [item for item in self._items if _kind(item) != "graph"]
 
     @cached_property
-    def _paces_ms(self) -> FloatArray:
-        """What the reference took in each burst that has one."""
-        bursts = [burst for item in self._items for burst in self._measured(item)]
-        return np.array([b.reference_ms for b in bursts if b.reference_ms is not None])
+    def _quiet_ms(self) -> dict[str, FloatArray]:
+        """What the reference of a kind of items takes on a quiet host, round by round."""
+        if not self._separates_launches:
+            return {}
+        things: dict[str, list[list[Burst]]] = {}
+        for item in self._timed:
+            things.setdefault(_kind(item), []).append(self._measured(item))
+        return {kind: quiet_reference_ms(of_kind) for kind, of_kind in things.items()}
 
-    @cached_property
-    def _quiet_ms(self) -> float:
-        """What the reference takes on a quiet host."""
-        return float(np.quantile(self._paces_ms, QUIET))
+    def _evened(self, item: str) -> list[Burst]:
+        """Return the bursts of an item as on a quiet host."""
+        rounds = zip(self._measured(item), self._quiet_ms[_kind(item)], strict=True)
+        return [burst.at_pace(quiet_ms) for burst, quiet_ms in rounds]
 
     @cached_property
     def _choice(self) -> tuple[bool, float]:
@@ -245,18 +262,16 @@ class Session:
 
         What even and odd rounds agree best on, once everything is measured.
         """
-        things = [self._measured(item) for item in self._items]
-        quantile, apart = steadiest_quantile(things)
-        if len(self._paces_ms):
-            of_evened, evened_apart = steadiest_quantile([self._evened(b) for b in things])
+        quantile, apart = steadiest_quantile([self._measured(item) for item in self._timed])
+        if self._quiet_ms:
+            of_evened, evened_apart = steadiest_quantile([self._evened(i) for i in self._timed])
             if evened_apart < EVENING_WORTH * apart:
                 return True, of_evened
         return False, quantile
 
     def _bursts(self, item: str) -> list[Burst]:
         """Return the bursts of an item as they count."""
-        bursts = self._measured(item)
-        return self._evened(bursts) if self._choice[0] else bursts
+        return self._evened(item) if self._choice[0] else self._measured(item)
 
     def _figure(self, item: str) -> Figure:
         return summarize(self._bursts(item), self._choice[1])
@@ -269,8 +284,10 @@ class Session:
         spread_ms = np.array([figure.spread_ms for figure in alone]) / copies
         launch_ms = None
         if self._separates_launches:
-            graphs = np.array([self._figure(f"graph {key}").latency_ms for key in self.blocks])
-            launch_ms = np.maximum(alone_ms - graphs / copies, 0)
+            graphs = [self._measured(f"graph {key}") for key in self.blocks]
+            quantile, _ = steadiest_quantile(graphs)
+            graph_ms = np.array([summarize(bursts, quantile).latency_ms for bursts in graphs])
+            launch_ms = np.maximum(alone_ms - graph_ms / copies, 0)
         header: dict[str, Any] = {"measurement": self._circumstances(alone)}
         correction = plain(self._with_stand_ins(alone_ms), self._beside)
         if self.plan.networks:
@@ -416,16 +433,30 @@ class Session:
             if self.plan.rounds == 1
             else _median_and_largest(np.array(disagreement), 2),
         }
-        if len(self._paces_ms):
+        if self._quiet_ms:
+            slower = [
+                np.array(burst.references_ms) / quiet_ms - 1
+                for item in self._timed
+                for burst, quiet_ms in zip(
+                    self._measured(item), self._quiet_ms[_kind(item)], strict=True
+                )
+            ]
             circumstances["host"] = {
-                "meaning": "the reference ran beside every sample; if evened_out, every latency "
-                "here, those of whole networks too, is scaled by quiet_ms to what it took",
-                "reference": next(iter(self.blocks)),
-                "quiet_ms": _rounded(self._quiet_ms),
-                "slower_percent": _median_and_largest(self._paces_ms / self._quiet_ms - 1, 1),
+                "meaning": "a reference ran before every sample, for blocks the first block, for "
+                "whole networks and sides the first network; if evened_out, every sample is scaled "
+                "by what it took to quiet_ms. That differs from round to round, here the smallest "
+                "and the largest, where libraries choose their algorithms anew as a measurement "
+                "goes on",
+                "quiet_ms": {kind: _range(ms) for kind, ms in self._quiet_ms.items()},
+                "slower_percent": _median_and_largest(np.concatenate(slower), 1),
                 "evened_out": evened,
             }
         return circumstances
+
+
+def _kind(item: str) -> str:
+    """Return `block`, `graph` or `run`."""
+    return item.partition(" ")[0]
 
 
 def _median_and_largest(shares: FloatArray, digits: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 try:
     import resource
@@ -17,8 +18,8 @@ except ImportError:  # Windows cannot tell when a process was interrupted
 WARMUP_RUNS = 3
 WARMUP_SECONDS = 0.005
 MAX_SAMPLES = 500
-REFERENCES_A_SAMPLE = 3
-"""Runs of a reference before each sample."""
+QUIET = 0.05
+"""Which quantile of what a reference took counts as that on a quiet host."""
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5)
 """Which of the samples of a thing may count; see :func:`steadiest_quantile`."""
 QUANTILE_OF_ONE_ROUND = 0.1
@@ -35,24 +36,24 @@ class Burst:
     Attributes:
         samples_ms: Those that count, in the order in which they were taken.
         left_out: How many were disturbed or outliers.
-        reference_ms: What a reference took between them, the median; None without one.
+        references_ms: What a reference took just before each of these; None without one.
     """
 
     samples_ms: tuple[float, ...]
     left_out: int
-    reference_ms: float | None = None
+    references_ms: tuple[float, ...] | None = None
 
     @property
     def median_ms(self) -> float:
         """Their median."""
         return float(np.median(self.samples_ms))
 
-    def at_pace(self, reference_ms: float) -> "Burst":
-        """Return what the burst would be on a host on which the reference takes so many ms."""
-        assert self.reference_ms is not None
-        pace = reference_ms / self.reference_ms
-        samples_ms = tuple(pace * sample for sample in self.samples_ms)
-        return replace(self, samples_ms=samples_ms, reference_ms=reference_ms)
+    def at_pace(self, quiet_ms: float) -> "Burst":
+        """Return what the samples would be on a host on which the reference takes so many ms."""
+        assert self.references_ms is not None
+        pairs = zip(self.samples_ms, self.references_ms, strict=True)
+        samples_ms = tuple(sample * quiet_ms / reference for sample, reference in pairs)
+        return replace(self, samples_ms=samples_ms, references_ms=(quiet_ms,) * len(samples_ms))
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,21 @@ class Stopwatch:
 
         Args:
             timed: Runs once and returns the milliseconds that it took.
-            reference: Likewise runs a reference, :data:`REFERENCES_A_SAMPLE` times before each
-                sample.
+            reference: Likewise runs a reference, before each sample.
         """
         start = time.perf_counter()
         for _ in range(WARMUP_RUNS):
             timed()
         while time.perf_counter() - start < WARMUP_SECONDS:
             timed()
-        clean: list[float] = []
-        disturbed: list[float] = []
-        references: list[float] = []
+        clean: list[tuple[float, float]] = []
+        disturbed: list[tuple[float, float]] = []
         start = time.perf_counter()
         while True:
-            if reference is not None:
-                references += [reference() for _ in range(REFERENCES_A_SAMPLE)]
             before = interruptions()
+            reference_ms = 0.0 if reference is None else reference()
             sample = timed()
-            (clean if interruptions() == before else disturbed).append(sample)
+            (clean if interruptions() == before else disturbed).append((sample, reference_ms))
             seconds = time.perf_counter() - start
             enough = len(clean) >= self.repeats and seconds >= self.min_seconds
             late = seconds >= self.max_seconds and len(clean) + len(disturbed) >= self.repeats / 3
@@ -104,9 +102,11 @@ class Stopwatch:
                 break
         if len(clean) < self.repeats / 3:
             clean, disturbed = clean + disturbed, []
-        kept = without_outliers(clean)
-        reference_ms = float(np.median(references)) if references else None
-        return Burst(tuple(kept), len(clean) + len(disturbed) - len(kept), reference_ms)
+        limit = outlier_limit([sample for sample, _ in clean])
+        kept = [pair for pair in clean if pair[0] <= limit]
+        samples_ms, references_ms = zip(*kept, strict=True)
+        left_out = len(clean) + len(disturbed) - len(kept)
+        return Burst(samples_ms, left_out, None if reference is None else references_ms)
 
 
 def interruptions() -> int:
@@ -114,12 +114,42 @@ def interruptions() -> int:
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def without_outliers(samples: Sequence[float]) -> list[float]:
-    """Return samples without those far above their median: disturbances only ever add time."""
+def outlier_limit(samples: Sequence[float]) -> float:
+    """Return what samples may take, far above their median: disturbances only ever add time."""
     median = float(np.median(samples))
     deviation = float(np.median(np.abs(np.asarray(samples) - median)))
-    limit = median + OUTLIER_SIGMAS * 1.4826 * deviation
-    return [sample for sample in samples if sample <= limit or deviation == 0]
+    return median + OUTLIER_SIGMAS * 1.4826 * deviation if deviation else np.inf
+
+
+def quiet_reference_ms(things: Sequence[Sequence[Burst]]) -> NDArray[np.float64]:
+    """Return what the reference of some things takes on a quiet host, in each round.
+
+    Where a measurement goes on in another process, libraries choose their algorithms anew, and the
+    reference is another one. So rounds are brought together: by their references, things take the
+    same in each round, in the median over things.
+
+    Args:
+        things: The bursts of each, round by round; all have references.
+
+    Returns:
+        Milliseconds, `[rounds]`.
+    """
+    ratios = np.array(
+        [
+            [
+                np.median(np.array(burst.samples_ms) / np.array(burst.references_ms))
+                for burst in bursts
+            ]
+            for bursts in things
+        ]
+    )
+    change = np.median(ratios / np.median(ratios, axis=1, keepdims=True), axis=0)
+    as_one_ms = [
+        change[number] * np.array(burst.references_ms)
+        for bursts in things
+        for number, burst in enumerate(bursts)
+    ]
+    return np.quantile(np.concatenate(as_one_ms), QUIET) / change
 
 
 def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> tuple[float, float]:

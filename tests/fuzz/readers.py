@@ -401,9 +401,15 @@ def samples() -> Files:
             "round": 0,
             "samples_ms": [0.5, 0.25],
             "left_out": 1,
-            "reference_ms": None,
+            "references_ms": None,
         },
-        {"item": "run 1", "round": 1, "samples_ms": [5.5], "left_out": 0, "reference_ms": 0.1},
+        {
+            "item": "run 1",
+            "round": 1,
+            "samples_ms": [5.5],
+            "left_out": 0,
+            "references_ms": [0.1],
+        },
         {"item": "block stem", "energy_mj": 2.5},
     ]
     return {"a.samples.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in lines)}

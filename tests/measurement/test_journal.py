@@ -10,12 +10,12 @@ from nasc_evo.measurement.journal import SampleJournal
 from nasc_evo.measurement.stopwatch import Burst
 
 IDENTITY = {"space": "fbnet", "threads": 1}
-REST = '"round": 0, "reference_ms": null}'
+REST = '"round": 0, "references_ms": null}'
 
 
 def write(path, identity=IDENTITY):
     journal = SampleJournal(path, identity)
-    journal.add_burst("block stem", 0, Burst((0.1, 0.1234567891), 2, 0.0123456))
+    journal.add_burst("block stem", 0, Burst((0.1, 0.1234567891), 2, (0.0123456, 0.02)))
     journal.add_burst("run 3", 1, Burst((5.0,), 0))
     journal.add_energy("block stem", 0.5)
     journal.add_energy("block head", 1.5)
@@ -28,7 +28,7 @@ def test_round_trip(tmp_path):
     first, again = write(path), SampleJournal(path, IDENTITY)
     again.close()
     assert again.bursts == first.bursts
-    assert again.bursts["block stem", 0] == Burst((0.1, 0.123457), 2, 0.012346)
+    assert again.bursts["block stem", 0] == Burst((0.1, 0.123457), 2, (0.012346, 0.02))
     assert again.energies == {"block stem": 0.5, "block head": 1.5}
 
 
@@ -65,10 +65,14 @@ def test_a_file_cut_in_its_first_line_begins_anew(tmp_path):
         (f'{{"item": "a", "samples_ms": [1, "x"], "left_out": 0, {REST}', "is no number"),
         (f'{{"item": "a", "samples_ms": [NaN], "left_out": 0, {REST}', "not above 0"),
         (f'{{"item": "a", "samples_ms": [1], "left_out": -1, {REST}', "wrong type or range"),
-        ('{"item": "a", "samples_ms": [1], "left_out": 0, "round": 0}', "'reference_ms'"),
+        ('{"item": "a", "samples_ms": [1], "left_out": 0, "round": 0}', "'references_ms'"),
         (
-            f'{{"item": "a", "samples_ms": [1], "left_out": 0, {REST}'.replace("null", "0"),
+            f'{{"item": "a", "samples_ms": [1], "left_out": 0, {REST}'.replace("null", "[0]"),
             "above 0",
+        ),
+        (
+            f'{{"item": "a", "samples_ms": [1], "left_out": 0, {REST}'.replace("null", "[1, 1]"),
+            "not one of references_ms for each",
         ),
         ('{"item": "a"}', "'samples_ms'"),
     ],
@@ -89,8 +93,8 @@ def test_another_measurement_and_a_second_process_are_refused(tmp_path, monkeypa
     with pytest.raises(UserError, match="another threads: it had 1, this one has 2; delete it"):
         SampleJournal(path, {**IDENTITY, "threads": 2})
     with monkeypatch.context() as later:
-        later.setattr("nasc_evo.measurement.journal.FORMAT", "nasc_evo measurement 4")
-        with pytest.raises(UserError, match="another format: it had 'nasc_evo measurement 3'"):
+        later.setattr("nasc_evo.measurement.journal.FORMAT", "nasc_evo measurement 5")
+        with pytest.raises(UserError, match="another format: it had 'nasc_evo measurement 4'"):
             SampleJournal(path, IDENTITY)
     journal = SampleJournal(path, IDENTITY)
     with pytest.raises(UserError, match="Another measurement is writing"):
