@@ -22,7 +22,7 @@ class SampleJournal:
     """Appends bursts and energies to a file, flushed line by line.
 
     The first line says what is measured, on what, and how; the others are `{"item", "round",
-    "samples_ms", "left_out", "references_ms"}` or `{"item", "energy_mj"}`.
+    "samples_ms", "left_out", "references_ms", "sitting"}` or `{"item", "energy_mj"}`.
 
     Args:
         path: The file.
@@ -57,6 +57,7 @@ class SampleJournal:
         except BaseException:
             self.close()
             raise
+        self._sitting = 1 + max((burst.sitting for burst in self.bursts.values()), default=-1)
         if end == 0:
             self._write({"format": FORMAT, **identity})
 
@@ -100,8 +101,8 @@ class SampleJournal:
             self.energies[item] = _positive(record["energy_mj"])
             return
         samples, left_out, number = record["samples_ms"], record["left_out"], record["round"]
-        references = record["references_ms"]
-        whole = all(type(value) is int and value >= 0 for value in (left_out, number))
+        references, sitting = record["references_ms"], record["sitting"]
+        whole = all(type(value) is int and value >= 0 for value in (left_out, number, sitting))
         if not isinstance(samples, list) or not samples or not whole:
             raise ValueError("a field has a wrong type or range")
         if references is not None and not (
@@ -112,6 +113,7 @@ class SampleJournal:
             tuple(map(_positive, samples)),
             left_out,
             None if references is None else tuple(map(_positive, references)),
+            sitting,
         )
 
     def add_burst(self, item: str, number: int, burst: Burst) -> None:
@@ -122,6 +124,7 @@ class SampleJournal:
             None
             if burst.references_ms is None
             else tuple(map(_to_a_nanosecond, burst.references_ms)),
+            self._sitting,
         )
         self.bursts[item, number] = kept
         self._write({"item": item, "round": number, **asdict(kept)})

@@ -199,11 +199,14 @@ class Session:
         return range(min(len(self.runs), RUNS_A_NETWORK * ENERGY_NETWORKS))
 
     def _is_done(self, item: str, number: int | None) -> bool:
-        return (
-            item in self.journal.energies
-            if number is None
-            else (item, number) in self.journal.bursts
-        )
+        if number is None:
+            return item in self.journal.energies
+        burst = self.journal.bursts.get((item, number))
+        return burst is not None and (burst.references_ms is not None) == self._is_paced(item)
+
+    def _is_paced(self, item: str) -> bool:
+        """Return whether a reference runs beside it, which tells the pace of what launches it."""
+        return self._separates_launches and _kind(item) != "graph"
 
     @property
     def done(self) -> int:
@@ -227,7 +230,7 @@ class Session:
                     break  # nor will it tell the others
                 self.journal.add_energy(item, energy_mj)
             else:
-                reference = self._references.get(_kind(item)) if self._separates_launches else None
+                reference = self._references[_kind(item)] if self._is_paced(item) else None
                 self.journal.add_burst(item, number, stopwatch.burst(prepared.timed, reference))
             done += 1
         on_step(done, "")
@@ -237,24 +240,22 @@ class Session:
         return [self.journal.bursts[item, n] for n in range(self.plan.rounds)]
 
     @cached_property
-    def _timed(self) -> list[str]:
-        """The items that make latencies: all but blocks as graphs, which tell launches apart."""
+    def _latency_items(self) -> list[str]:
+        """Items that make latencies: all but blocks as graphs, which tell launches apart."""
         return [item for item in self._items if _kind(item) != "graph"]
 
     @cached_property
-    def _quiet_ms(self) -> dict[str, FloatArray]:
-        """What the reference of a kind of items takes on a quiet host, round by round."""
-        if not self._separates_launches:
-            return {}
+    def _quiet_ms(self) -> dict[str, dict[int, float]]:
+        """What the reference of a kind of items takes on a quiet host, by sitting."""
         things: dict[str, list[list[Burst]]] = {}
-        for item in self._timed:
+        for item in filter(self._is_paced, self._items):
             things.setdefault(_kind(item), []).append(self._measured(item))
         return {kind: quiet_reference_ms(of_kind) for kind, of_kind in things.items()}
 
     def _evened(self, item: str) -> list[Burst]:
         """Return the bursts of an item as on a quiet host."""
-        rounds = zip(self._measured(item), self._quiet_ms[_kind(item)], strict=True)
-        return [burst.at_pace(quiet_ms) for burst, quiet_ms in rounds]
+        quiet_ms = self._quiet_ms[_kind(item)]
+        return [burst.at_pace(quiet_ms[burst.sitting]) for burst in self._measured(item)]
 
     @cached_property
     def _choice(self) -> tuple[bool, float]:
@@ -262,9 +263,11 @@ class Session:
 
         What even and odd rounds agree best on, once everything is measured.
         """
-        quantile, apart = steadiest_quantile([self._measured(item) for item in self._timed])
+        quantile, apart = steadiest_quantile([self._measured(i) for i in self._latency_items])
         if self._quiet_ms:
-            of_evened, evened_apart = steadiest_quantile([self._evened(i) for i in self._timed])
+            of_evened, evened_apart = steadiest_quantile(
+                [self._evened(i) for i in self._latency_items]
+            )
             if evened_apart < EVENING_WORTH * apart:
                 return True, of_evened
         return False, quantile
@@ -306,8 +309,10 @@ class Session:
         if launch_ms is not None:
             header["launch"] = {
                 "median_share_percent": round(100 * float(np.median(launch_ms / alone_ms)), 1),
+                "quantile": quantile,
                 "meaning": "launch_ms is the latency of a block alone, eager, less that of the "
-                "same block as a CUDA graph; measured_ms contains it, graphs save it",
+                "same block as a CUDA graph, of whose samples quantile counts; measured_ms "
+                "contains it, graphs save it",
             }
         energy_mj = self._energies(header, copies)
         if energy_mj is None:
@@ -435,20 +440,21 @@ class Session:
         }
         if self._quiet_ms:
             slower = [
-                np.array(burst.references_ms) / quiet_ms - 1
-                for item in self._timed
-                for burst, quiet_ms in zip(
-                    self._measured(item), self._quiet_ms[_kind(item)], strict=True
-                )
+                burst.reference_ms / self._quiet_ms[_kind(item)][burst.sitting] - 1
+                for item in self._latency_items
+                for burst in self._measured(item)
             ]
             circumstances["host"] = {
-                "meaning": "a reference ran before every sample, for blocks the first block, for "
-                "whole networks and sides the first network; if evened_out, every sample is scaled "
-                "by what it took to quiet_ms. That differs from round to round, here the smallest "
-                "and the largest, where libraries choose their algorithms anew as a measurement "
-                "goes on",
-                "quiet_ms": {kind: _range(ms) for kind, ms in self._quiet_ms.items()},
-                "slower_percent": _median_and_largest(np.concatenate(slower), 1),
+                "meaning": "a reference ran before every sample: for blocks the first block, the "
+                "median of three runs, for whole networks and sides the first network; if "
+                "evened_out, every sample is multiplied by quiet_ms and divided by what its "
+                "reference took. quiet_ms is the 5 % quantile of the medians of bursts; where a "
+                "measurement went on in another process, there are several figures, here the "
+                "smallest and the largest",
+                "quiet_ms": {
+                    kind: _range(np.array(list(ms.values()))) for kind, ms in self._quiet_ms.items()
+                },
+                "slower_percent": _median_and_largest(np.array(slower), 1),
                 "evened_out": evened,
             }
         return circumstances

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 try:
     import resource
@@ -37,23 +36,37 @@ class Burst:
         samples_ms: Those that count, in the order in which they were taken.
         left_out: How many were disturbed or outliers.
         references_ms: What a reference took just before each of these; None without one.
+        sitting: Which process took them: 0, or how often the measurement had been gone on with.
     """
 
     samples_ms: tuple[float, ...]
     left_out: int
     references_ms: tuple[float, ...] | None = None
+    sitting: int = 0
 
     @property
     def median_ms(self) -> float:
         """Their median."""
         return float(np.median(self.samples_ms))
 
+    @property
+    def reference_ms(self) -> float:
+        """Median of what its reference took."""
+        assert self.references_ms is not None
+        return float(np.median(self.references_ms))
+
+    @property
+    def by_reference(self) -> float:
+        """Median of its samples, each in units of its reference."""
+        assert self.references_ms is not None
+        return float(np.median(np.array(self.samples_ms) / np.array(self.references_ms)))
+
     def at_pace(self, quiet_ms: float) -> "Burst":
         """Return what the samples would be on a host on which the reference takes so many ms."""
         assert self.references_ms is not None
         pairs = zip(self.samples_ms, self.references_ms, strict=True)
         samples_ms = tuple(sample * quiet_ms / reference for sample, reference in pairs)
-        return replace(self, samples_ms=samples_ms, references_ms=(quiet_ms,) * len(samples_ms))
+        return replace(self, samples_ms=samples_ms, references_ms=None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ class Stopwatch:
         """Warm up, then take samples.
 
         A sample during which the system gave the processor to another process is left out, unless
-        nearly all are, and so are samples far above the median.
+        nearly all are, and so are samples far above the median. What disturbs a reference, disturbs
+        the sample after it.
 
         Args:
             timed: Runs once and returns the milliseconds that it took.
@@ -102,8 +116,8 @@ class Stopwatch:
                 break
         if len(clean) < self.repeats / 3:
             clean, disturbed = clean + disturbed, []
-        limit = outlier_limit([sample for sample, _ in clean])
-        kept = [pair for pair in clean if pair[0] <= limit]
+        limits = [outlier_limit(column) for column in zip(*clean, strict=True)]
+        kept = [pair for pair in clean if pair[0] <= limits[0] and pair[1] <= limits[1]]
         samples_ms, references_ms = zip(*kept, strict=True)
         left_out = len(clean) + len(disturbed) - len(kept)
         return Burst(samples_ms, left_out, None if reference is None else references_ms)
@@ -121,35 +135,26 @@ def outlier_limit(samples: Sequence[float]) -> float:
     return median + OUTLIER_SIGMAS * 1.4826 * deviation if deviation else np.inf
 
 
-def quiet_reference_ms(things: Sequence[Sequence[Burst]]) -> NDArray[np.float64]:
-    """Return what the reference of some things takes on a quiet host, in each round.
+def quiet_reference_ms(things: Sequence[Sequence[Burst]]) -> dict[int, float]:
+    """Return what the reference of some things takes on a quiet host, by sitting.
 
-    Where a measurement goes on in another process, libraries choose their algorithms anew, and the
-    reference is another one. So rounds are brought together: by their references, things take the
-    same in each round, in the median over things.
+    In another process libraries may choose other algorithms, and the reference itself becomes
+    slower or faster. So each sitting has its own figure, such that things are as long in units of
+    it in all sittings, in the median over things. A quiet host is one on which the reference takes
+    the quantile :data:`QUIET` of its medians in all bursts.
 
     Args:
-        things: The bursts of each, round by round; all have references.
-
-    Returns:
-        Milliseconds, `[rounds]`.
+        things: The bursts of each; all have references.
     """
-    ratios = np.array(
-        [
-            [
-                np.median(np.array(burst.samples_ms) / np.array(burst.references_ms))
-                for burst in bursts
-            ]
-            for bursts in things
-        ]
-    )
-    change = np.median(ratios / np.median(ratios, axis=1, keepdims=True), axis=0)
-    as_one_ms = [
-        change[number] * np.array(burst.references_ms)
-        for bursts in things
-        for number, burst in enumerate(bursts)
-    ]
-    return np.quantile(np.concatenate(as_one_ms), QUIET) / change
+    relative: dict[int, list[float]] = {}
+    for bursts in things:
+        usual = np.median([burst.by_reference for burst in bursts])
+        for burst in bursts:
+            relative.setdefault(burst.sitting, []).append(burst.by_reference / usual)
+    longer = {sitting: float(np.median(ratios)) for sitting, ratios in relative.items()}
+    aligned_ms = [longer[b.sitting] * b.reference_ms for bursts in things for b in bursts]
+    quiet_ms = float(np.quantile(aligned_ms, QUIET))
+    return {sitting: quiet_ms / factor for sitting, factor in longer.items()}
 
 
 def steadiest_quantile(things: Sequence[Sequence[Burst]]) -> tuple[float, float]:

@@ -402,6 +402,7 @@ def samples() -> Files:
             "samples_ms": [0.5, 0.25],
             "left_out": 1,
             "references_ms": None,
+            "sitting": 0,
         },
         {
             "item": "run 1",
@@ -409,6 +410,7 @@ def samples() -> Files:
             "samples_ms": [5.5],
             "left_out": 0,
             "references_ms": [0.1],
+            "sitting": 1,
         },
         {"item": "block stem", "energy_mj": 2.5},
     ]

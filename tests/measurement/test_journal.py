@@ -10,7 +10,7 @@ from nasc_evo.measurement.journal import SampleJournal
 from nasc_evo.measurement.stopwatch import Burst
 
 IDENTITY = {"space": "fbnet", "threads": 1}
-REST = '"round": 0, "references_ms": null}'
+REST = '"round": 0, "references_ms": null, "sitting": 0}'
 
 
 def write(path, identity=IDENTITY):
@@ -30,6 +30,18 @@ def test_round_trip(tmp_path):
     assert again.bursts == first.bursts
     assert again.bursts["block stem", 0] == Burst((0.1, 0.123457), 2, (0.012346, 0.02))
     assert again.energies == {"block stem": 0.5, "block head": 1.5}
+
+
+def test_each_process_has_a_sitting_of_its_own(tmp_path):
+    path = tmp_path / "a.samples.jsonl"
+    write(path)
+    for _ in range(2):
+        journal = SampleJournal(path, IDENTITY)
+        journal.add_burst("run 3", len(journal.bursts), Burst((5.0,), 0))
+        journal.close()
+    journal = SampleJournal(path, IDENTITY)
+    journal.close()
+    assert [burst.sitting for burst in journal.bursts.values()] == [0, 0, 1, 2]
 
 
 def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path):
@@ -65,6 +77,10 @@ def test_a_file_cut_in_its_first_line_begins_anew(tmp_path):
         (f'{{"item": "a", "samples_ms": [1, "x"], "left_out": 0, {REST}', "is no number"),
         (f'{{"item": "a", "samples_ms": [NaN], "left_out": 0, {REST}', "not above 0"),
         (f'{{"item": "a", "samples_ms": [1], "left_out": -1, {REST}', "wrong type or range"),
+        (
+            f'{{"item": "a", "samples_ms": [1], "left_out": 0, {REST[:-2]}-1}}',
+            "wrong type or range",
+        ),
         ('{"item": "a", "samples_ms": [1], "left_out": 0, "round": 0}', "'references_ms'"),
         (
             f'{{"item": "a", "samples_ms": [1], "left_out": 0, {REST}'.replace("null", "[0]"),

@@ -13,6 +13,7 @@ from nasc_evo.measurement.stopwatch import (
     Stopwatch,
     outlier_limit,
     pin,
+    quiet_reference_ms,
     steadiest_quantile,
     summarize,
 )
@@ -115,18 +116,38 @@ def test_a_reference_runs_before_each_sample_and_tells_its_pace(monkeypatch):
 
     def timed():
         calls.append("sample")
-        return 100.0 if calls.count("reference") == 5 else 4.0 * calls.count("reference")
+        return {5: 100.0, 6: 16.0}.get(calls.count("reference"), 4.0 * calls.count("reference"))
 
     def reference():
         calls.append("reference")
-        return 0.2 * calls.count("reference")
+        return 20.0 if calls.count("reference") == 6 else 0.2 * calls.count("reference")
 
     monkeypatch.setattr(stopwatch, "interruptions", interruptions)
-    burst = Stopwatch(repeats=5, min_seconds=0, max_seconds=5).burst(timed, reference)
-    assert calls[-12:] == 6 * ["reference", "sample"]
-    assert burst == Burst((4.0, 8.0, 16.0, 24.0), 2, pytest.approx((0.2, 0.4, 0.8, 1.2)))
-    assert burst.at_pace(0.1) == Burst(pytest.approx((2.0,) * 4), 2, (0.1,) * 4)
+    burst = Stopwatch(repeats=6, min_seconds=0, max_seconds=5).burst(timed, reference)
+    assert calls[-14:] == 7 * ["reference", "sample"]
+    assert burst == Burst((4.0, 8.0, 16.0, 28.0), 3, pytest.approx((0.2, 0.4, 0.8, 1.4)))
+    assert burst.reference_ms == pytest.approx(0.6)
+    assert burst.by_reference == pytest.approx(20)
+    assert burst.at_pace(0.1) == Burst(pytest.approx((2.0,) * 4), 3)
     assert Stopwatch(5, 0, 5).burst(timed).references_ms is None
+
+
+def test_a_reference_that_another_process_changed_is_known_by_what_it_stands_beside():
+    """Things of 1 and 3 ms and references of 0.5 ms, in the second process of 0.6 ms."""
+    pace = np.linspace(1, 2, 21)
+
+    def bursts(thing_ms, sittings):
+        return [
+            Burst((thing_ms * pace[i],) * 3, 0, ((0.6 if sitting else 0.5) * pace[i],) * 3, sitting)
+            for i, sitting in enumerate(sittings)
+        ]
+
+    things = [bursts(ms, [0] * 14 + [1] * 7) for ms in (1.0, 3.0)]
+    assert quiet_reference_ms(things) == pytest.approx({0: 0.525, 1: 0.63})
+    things = [bursts(ms, [0] * 21) for ms in (1.0, 3.0)]
+    assert quiet_reference_ms(things) == pytest.approx({0: 0.525})
+    things = [bursts(1.0, [0] * 21), bursts(3.0, [1] * 21)]  # nothing stands beside both
+    assert quiet_reference_ms(things)[0] == quiet_reference_ms(things)[1]
 
 
 @pytest.mark.parametrize(("machine", "low"), [(busy, True), (quiet, False)])
