@@ -744,7 +744,12 @@ def configuration() -> Files:
 
 def read_configuration(folder: Path) -> None:
     """Compose a configuration with a link of a user's own folder."""
-    run = ["device=raspi4", "hydra.run.dir=out", "link=mine", f"--config-dir={folder}"]
+    run = [
+        "device=raspi4",
+        f"hydra.run.dir={folder / 'out'}",
+        "link=mine",
+        f"--config-dir={folder}",
+    ]
     code, errors = command_line(run)
     if code:
         raise UserError(errors.removesuffix("\n"))
