@@ -118,10 +118,6 @@ def run_evaluator(config: Any) -> int:
     return 0
 
 
-GROWING = ("rounds", "networks")
-"""Fields of a plan that an interrupted measurement may go on with more of."""
-
-
 def output_file(name: str | None) -> Path:
     """Return the file to write, its folder made if need be.
 
@@ -181,7 +177,7 @@ def measure(space: Any, plan: Any, out: Path, name: str, energy: bool, console: 
     identity = {
         "space": space.name,
         "geometry": space.geometry,
-        **{key: value for key, value in asdict(plan).items() if key not in GROWING},
+        **{key: value for key, value in asdict(plan).items() if key not in plan.growing},
         "runs_on": backend.describe(),
         "machine": here,
     }

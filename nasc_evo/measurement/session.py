@@ -105,6 +105,19 @@ class Plan:
                 "little about how good a prediction is."
             )
 
+    @property
+    def launches_one_by_one(self) -> bool:
+        """Whether a GPU waits for each kernel to be launched."""
+        return self.processor == "cuda" and self.launch == "eager"
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """Fields of which a measurement may go on with more.
+
+        Other networks at a later time would have no reference in common with those before.
+        """
+        return ("rounds",) if self.launches_one_by_one else ("rounds", "networks")
+
 
 class Session:
     """Measures what is missing in a journal, and makes a table of it.
@@ -144,15 +157,11 @@ class Session:
         items: dict[str, Callable[[], Prepared]] = {}
         for key, piece in self.blocks.items():
             items[f"block {key}"] = partial(self._prepare, piece, graph)
-            if self._separates_launches:
+            if self.plan.launches_one_by_one:
                 items[f"graph {key}"] = partial(self._prepare, piece, True)
         for i, run in enumerate(self.runs):
             items[f"run {i}"] = partial(self._prepare_run, run, graph)
         return items
-
-    @property
-    def _separates_launches(self) -> bool:
-        return self.plan.processor == "cuda" and self.plan.launch == "eager"
 
     @cached_property
     def _references(self) -> dict[str, Callable[[], float]]:
@@ -206,7 +215,7 @@ class Session:
 
     def _is_paced(self, item: str) -> bool:
         """Return whether a reference runs beside it, which tells the pace of what launches it."""
-        return self._separates_launches and _kind(item) != "graph"
+        return self.plan.launches_one_by_one and _kind(item) != "graph"
 
     @property
     def done(self) -> int:
@@ -286,7 +295,7 @@ class Session:
         alone_ms = np.array([figure.latency_ms for figure in alone]) / copies
         spread_ms = np.array([figure.spread_ms for figure in alone]) / copies
         launch_ms = None
-        if self._separates_launches:
+        if self.plan.launches_one_by_one:
             graphs = [self._measured(f"graph {key}") for key in self.blocks]
             quantile, _ = steadiest_quantile(graphs)
             graph_ms = np.array([summarize(bursts, quantile).latency_ms for bursts in graphs])

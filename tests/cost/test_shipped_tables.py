@@ -14,6 +14,7 @@ import pytest
 import yaml
 from scipy.stats import kendalltau
 
+from nasc_evo.cost.plausible import MAX_MAPE_PERCENT, MIN_TAU
 from tests.conftest import needs_data
 
 TABLES = Path(__file__).resolve().parents[2] / "nasc_evo" / "cost" / "tables"
@@ -175,7 +176,13 @@ def test_measured_tables_say_where_they_come_from(name: str) -> None:
     assert header["licence"].startswith("MIT")
     assert header["source"].startswith("python -m nasc_evo.measure")
     assert header["agreement"]["networks"] >= 50
+    scores = header["agreement"]["whole"]["as_corrected"]
+    assert scores["mape_percent"] <= MAX_MAPE_PERCENT
+    assert scores["kendall_tau"] >= MIN_TAU
     has_energy = "energy_agreement" in header
+    if has_energy:
+        scores = header["energy_agreement"]["whole"]["as_corrected"]
+        assert scores["mape_percent"] <= MAX_MAPE_PERCENT
     assert has_energy == (header["measurement"].get("energy") is not None)
     energies = column(name, "energy_mj").values()
     assert all((value >= 0) == has_energy for value in energies)

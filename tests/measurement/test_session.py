@@ -108,7 +108,7 @@ def test_the_pace_of_a_host_is_evened_out_where_a_reference_tells_it(tells):
     session.journal.bursts["run 0", 4] = Burst((1e-3,), 0, (1e-3,))  # beyond the plan
     header, rows = session.table()
     host = header["measurement"]["host"]
-    assert 20 < host["slower_percent"]["median"] < 100
+    assert 29 < host["slower_percent"]["median"] < 70
     assert host["evened_out"] == tells
     whole = header["agreement"]["whole"]["as_corrected"]
     assert (whole["mape_percent"] < 1.5) == (whole["kendall_tau"] > 0.95) == tells
@@ -117,7 +117,7 @@ def test_the_pace_of_a_host_is_evened_out_where_a_reference_tells_it(tells):
         assert header["launch"]["quantile"] < 0.25
         for kind, quiet_ms in QUIET_MS.items():
             low_ms, high_ms = host["quiet_ms"][kind]
-            assert quiet_ms < low_ms < 1.15 * quiet_ms
+            assert quiet_ms < low_ms < 1.13 * quiet_ms
             assert high_ms / low_ms == pytest.approx(OTHER_REFERENCE, rel=0.05)
         measured_ms = {row["measured_ms"] for row in rows.values()} - {0.0}
         assert sorted(measured_ms) == pytest.approx(sorted(session.true_ms.values()), rel=0.1)
@@ -184,6 +184,13 @@ def test_what_launches_runs_beside_a_reference_of_its_like(monkeypatch):
     session.measure(lambda done, item: None)
     assert len(asked) == everything + 1
     assert bursts["run 5", 1].references_ms == (3.0,) * 3
+
+
+def test_networks_grow_only_where_they_need_no_reference():
+    assert (
+        Plan().growing == Plan(processor="cuda", launch="graph").growing == ("rounds", "networks")
+    )
+    assert Plan(processor="cuda").growing == ("rounds",)
 
 
 def test_rounds_beyond_the_plan_do_not_count(session, monkeypatch):
